@@ -1,0 +1,40 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: setup demo test check bench clean
+
+setup: .venv/ready
+
+# torch and torchvision are resolved together with everything else, so that they match.
+.venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $@
+
+demo: setup
+	@rm -rf demo.part && mkdir -p demo.part
+	$(BIN)/erasers erase moon --out demo.part/eraser
+	$(BIN)/erasers grid --eraser demo.part/eraser --out demo.part/grid.png
+	$(BIN)/erasers evaluate --eraser demo.part/eraser --out demo.part/scores.json
+	@rm -rf demo && mv demo.part demo
+	@echo
+	@echo "Open demo/grid.png first: left the original, right the same prompts and seeds without the moon."
+	@echo "Then demo/scores.json (the figures above, with intervals) and demo/eraser/README.md (how to load the file)."
+	@echo "Next: notebooks/01_erase_a_concept.ipynb, or $(BIN)/erasers erase star --out my-eraser"
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/typecheck.py
+
+bench: setup
+	$(BIN)/python bench/uce_speed.py
+
+clean:
+	rm -rf .venv demo demo.part build *.egg-info

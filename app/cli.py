@@ -1,0 +1,452 @@
+"""`erasers`: erase, draw, grid, evaluate, export, inspect, list. Heavy imports wait inside the commands."""
+
+from __future__ import annotations
+
+import inspect as inspection
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..prompts import InputError, unknown
+
+if TYPE_CHECKING:
+    from ..erase import Eraser
+    from ..pipelines import Backbone
+    from ..prompts import Prompt
+
+DEFAULT_METHOD = "uce"
+out = Console()
+err = Console(stderr=True)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Bundled name, diffusers folder or Hub id (see `erasers list models`).")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32 on a CPU, float16 on a GPU.")
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... Default: a GPU where there is one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists already.")]
+StepsOption = Annotated[int | None, typer.Option(help="Sampler steps. Default: what suits the model.")]
+GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale, 1 is off. Default: what suits the model.")]
+ErasersOption = Annotated[
+    list[str] | None, typer.Option("--eraser", "-e", help="Eraser folder, file or Hub id; repeat for several.")
+]
+PromptsOption = Annotated[
+    str | None, typer.Option("--prompts", "-p", help="Named set (`erasers list prompts`) or a CSV with a text column.")
+]
+
+
+def erase(
+    concepts: Annotated[list[str] | None, typer.Argument(help="What to erase, one or several names.")] = None,
+    model: ModelOption = "canvas-sd",
+    method: Annotated[
+        str, typer.Option(help="Method (see `erasers list methods`) or your own as package.module:Class.")
+    ] = DEFAULT_METHOD,
+    preset: Annotated[str | None, typer.Option(help="Settings to start from. Default: what suits the model.")] = None,
+    anchor: Annotated[
+        str | None, typer.Option(help="What to draw instead, '' for nothing. Default: the known anchor, else nothing.")
+    ] = None,
+    preserve: Annotated[
+        str | None, typer.Option(help="Names to protect, with commas. Default: on Canvas all others, else neighbours.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every draw (a whole number).")] = 0,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write. Default: eraser-CONCEPT-METHOD.")
+    ] = None,
+    force: ForceOption = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint (trained methods).")] = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    **settings: Any,  # noqa: ANN401
+) -> None:
+    """Remove concepts from a model and write the eraser."""
+    names = concepts or []
+    if not names:
+        raise InputError("no concept given: name what to erase, for example `erasers erase moon`")
+    for name in names:
+        if not name.strip():
+            raise InputError(f"expected a concept name, got {name!r}: name what to erase, for example moon")
+    if resume:
+        raise InputError(f"--resume: {method!r} is a closed form and has no checkpoints; leave the flag out")
+    folder = out_folder or Path(f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_"))
+    from ..erase import check_target, configure
+    from ..erase import concept as known
+    from ..erase import erase as run
+
+    check_target(folder, force)
+    given = {k: v for k, v in settings.items() if v is not None}
+    if preset is not None:
+        configure(method, preset, given)
+    backbone = _load(model, dtype, device)
+    start = time.perf_counter()
+    eraser = run(
+        [known(n, backbone, anchor) for n in names],
+        backbone,
+        method=(method, given),
+        preset=preset,
+        preserve=None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()],
+        seed=seed,
+    )
+    seconds = time.perf_counter() - start
+    eraser.save_pretrained(folder, force=force, verify=backbone)
+    size = sum(f.stat().st_size for f in folder.glob("pytorch_lora_weights.safetensors"))
+    out.print(
+        f"[bold]{', '.join(eraser.recipe.names)}[/bold] erased from {backbone.name} by {method} in {seconds:.2f} s: "
+        f"rank {eraser.rank}, {len(eraser.factors)} layers, {size / 1e6:.2f} MB, in {folder}",
+        soft_wrap=True,
+    )
+    out.print(f'next: erasers grid --model {model} --eraser {folder} --out grid.png', soft_wrap=True, highlight=False)
+
+
+def draw(
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and their manifest.")],
+    model: ModelOption = "canvas-sd",
+    eraser: ErasersOption = None,
+    prompts: PromptsOption = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Draw each prompt with seeds 0 to N-1 instead of its own seed.", min=1)
+    ] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    force: ForceOption = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Draw a prompt set, with erasers on or without."""
+    wanted = _prompts(prompts, seeds)
+    from ..eval import check_place
+    from ..eval import draw as run
+
+    check_place(out_folder, force)
+    loaded = _erasers(eraser)
+    backbone = _load(model, dtype, device)
+    gallery = run(backbone, wanted, loaded, how=_sampling(backbone, steps, guidance))
+    gallery.save(out_folder, force=force)
+    out.print(f"{len(gallery.images)} images in {out_folder}, {gallery.manifest['seconds']:.1f} s", soft_wrap=True)
+
+
+def grid(
+    out_file: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
+    model: ModelOption = "canvas-sd",
+    eraser: ErasersOption = None,
+    prompts: PromptsOption = None,
+    cell: Annotated[int, typer.Option(help="Side of one image in pixels.", min=32, max=1024)] = 128,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    force: ForceOption = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Draw original and erased side by side: rows are prompts, columns the original and each eraser."""
+    if not eraser:
+        raise InputError("no eraser given: name at least one with --eraser FOLDER")
+    from ..erase import check_target
+    from ..eval import draw as run
+    from ..eval import grid as sheet
+    from ..eval import save_image
+
+    if out_file.suffix.lower() != ".png":
+        raise InputError(f"--out: expected a file name ending in .png, got {str(out_file)!r}")
+    check_target(out_file, force)
+    wanted = _prompts(prompts, None)
+    loaded = _erasers(eraser)
+    backbone = _load(model, dtype, device)
+    how = _sampling(backbone, steps, guidance)
+    columns = {"original": run(backbone, wanted, how=how, label="original").images}
+    for one in loaded:
+        title = f"{', '.join(one.recipe.names)} ({one.recipe.method})"
+        while title in columns:
+            title += " "
+        columns[title] = run(backbone, wanted, [one], how=how, label=title).images
+    save_image(sheet(columns, [f"{p.text} ({p.seed})" for p in wanted], cell=cell, title=backbone.name), out_file)
+    out.print(f"{len(wanted)} rows x {len(columns)} columns in {out_file}", soft_wrap=True)
+
+
+def evaluate(
+    model: ModelOption = "canvas-sd",
+    eraser: ErasersOption = None,
+    only: Annotated[
+        str | None, typer.Option(help="Evaluators to run, with commas (see `erasers list evaluators`). Default: all.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Folder in which to keep both galleries.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Score forgetting and retaining, paired with the unerased model. Several erasers are scored as one stack."""
+    if not eraser:
+        raise InputError("no eraser given: name at least one with --eraser FOLDER")
+    from ..erase import check_target
+    from ..eval import Control
+    from ..eval import evaluate as run
+    from ..eval import find as find_evaluator
+
+    names = [n.strip() for n in only.split(",") if n.strip()] if only else None
+    for name in names or ():
+        find_evaluator(name)
+    if out_file is not None:
+        check_target(out_file, force)
+    loaded = _erasers(eraser)
+    backbone = _load(model, dtype, device)
+    for one in loaded:
+        one.check_base(backbone)
+    report = run(loaded, backbone, only=names, control=Control(backbone, _sampling(backbone, steps, guidance)), keep=keep)
+    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
+    if out_file is not None:
+        _write_text(out_file, text + "\n")
+    if as_json:
+        print(text)
+        return
+    table = Table(title=f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}, percent")
+    for column in ("score", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, s in report.scores.items():
+        if "reason" in (row := s.to_json()):
+            table.add_row(name, "-", row["reason"], "", "", "")
+            continue
+        change = f"{row['change']:+.1f} ({row['change_low']:+.1f} .. {row['change_high']:+.1f})"
+        interval = f"{row['low']:.1f} .. {row['high']:.1f}"
+        table.add_row(name, f"{row['value']:.1f}", interval, str(row["n"]), f"{row['control']:.1f}", change)
+    out.print(table)
+
+
+def export(
+    eraser: Annotated[str, typer.Argument(help="Eraser folder, file or Hub id.")],
+    to: Annotated[str, typer.Option(help="peft (diffusers) or kohya (ComfyUI, A1111, diffusers).")],
+    out_file: Annotated[Path, typer.Option("--out", "-o", help="File to write, ending in .safetensors.")],
+    dtype: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16 weights.")] = None,
+    force: ForceOption = False,
+) -> None:
+    """Write an eraser as one file for another app."""
+    import torch
+
+    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype is not None and dtype not in kinds:
+        raise unknown("dtype", dtype, kinds)
+    loaded = _erasers([eraser])[0]
+    loaded.export(out_file, to, dtype=kinds[dtype] if dtype else None, force=force)  # type: ignore[arg-type]
+    out.print(f"{out_file}: {out_file.stat().st_size / 1e6:.2f} MB, {to} keys", soft_wrap=True)
+
+
+def inspect(
+    files: Annotated[list[str], typer.Argument(help="Eraser folders or LoRA files.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is in an eraser: concepts, method, layers, rank, size, norms."""
+    from ..erase import describe
+
+    found = [describe(f) for f in files]
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for item in found:
+        table = Table(title=item["path"], show_header=False, title_justify="left")
+        for key, value in item.items():
+            if key != "path":
+                table.add_row(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        out.print(table)
+
+
+def list_(
+    what: Annotated[str, typer.Argument(help="models, methods, evaluators or prompts.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List what is there to choose from."""
+    kinds: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "models": _list_models,
+        "methods": _list_methods,
+        "evaluators": _list_evaluators,
+        "prompts": _list_prompts,
+    }
+    if what not in kinds:
+        raise unknown("list", what, kinds)
+    rows = kinds[what]()
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    table = Table(title=what, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in row.values()))
+    out.print(table)
+
+
+def _list_models() -> list[dict[str, Any]]:
+    from ..pipelines import models
+
+    return [vars(m) for m in models()]
+
+
+def _list_methods() -> list[dict[str, Any]]:
+    from ..erase import find, methods
+
+    rows = []
+    for name in methods():
+        cls = find(name)
+        about = (cls.__doc__ or "").strip().splitlines()[0]
+        rows.append({"id": name, "paper": cls.paper, "presets": list(cls.presets), "description": about})
+    return rows
+
+
+def _list_evaluators() -> list[dict[str, Any]]:
+    from ..eval import evaluators
+    from ..eval import find as find_evaluator
+
+    return [
+        {"id": n, "higher_is_better": find_evaluator(n)().higher_is_better, "description": find_evaluator(n)().about}
+        for n in evaluators()
+    ]
+
+
+def _list_prompts() -> list[dict[str, Any]]:
+    from ..prompts import SETS
+
+    return [{"id": name, "description": about} for name, (about, _) in SETS.items()]
+
+
+# ---------------------------------------------------------------- shared steps
+
+
+def _load(model: str, dtype: str | None, device: str | None) -> Backbone:
+    from ..pipelines import load
+
+    with err.status(f"loading {model}"):
+        return load(model, dtype=dtype, device=device)
+
+
+def _erasers(sources: list[str] | None) -> list[Eraser]:
+    from ..erase import Eraser
+
+    return [Eraser.from_pretrained(s) for s in sources or ()]
+
+
+def _prompts(source: str | None, seeds: int | None) -> list[Prompt]:
+    from dataclasses import replace
+
+    from ..prompts import load
+
+    rows = load(source or "canvas-demo")
+    return rows if seeds is None else [replace(p, seed=s) for p in dict.fromkeys(rows) for s in range(seeds)]
+
+
+def _sampling(backbone: Backbone, steps: int | None, guidance: float | None) -> Any:  # noqa: ANN401
+    from dataclasses import replace
+
+    from ..eval import sampling
+
+    given = {k: v for k, v in {"steps": steps, "guidance": guidance}.items() if v is not None}
+    return replace(sampling(backbone), **given)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+# ---------------------------------------------------------------- the program
+
+
+def _with_method_flags(args: list[str]) -> Callable[..., None]:
+    """`erase` with one flag for every setting of the method that the arguments name."""
+    name = DEFAULT_METHOD
+    for k, word in enumerate(args):
+        if word == "--method" and k + 1 < len(args):
+            name = args[k + 1]
+        elif word.startswith("--method="):
+            name = word.partition("=")[2]
+    from ..erase import find, options
+
+    def command(**values: Any) -> None:  # noqa: ANN401
+        erase(**values)
+
+    signature = inspection.signature(erase, eval_str=True)
+    plain = [p for p in signature.parameters.values() if p.kind is not inspection.Parameter.VAR_KEYWORD]
+    panel = f"Settings of {name} (defaults before the preset)"
+    for key, kind, default, about in options(find(name)):
+        flag = f"--{key.replace('_', '-')}"
+        flags = (flag, f"--no-{flag[2:]}") if kind is bool else (flag,)
+        text = f"{about} Default: {'on' if default is True else 'off' if default is False else default}."
+        note = Annotated[kind | None, typer.Option("/".join(flags), help=text, rich_help_panel=panel)]
+        plain.append(inspection.Parameter(key, inspection.Parameter.KEYWORD_ONLY, default=None, annotation=note))
+    command.__signature__ = inspection.Signature(plain)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in plain}
+    command.__doc__ = erase.__doc__
+    return command
+
+
+def build(args: list[str]) -> typer.Typer:
+    """The program for these arguments; only `erase` looks at them, for its method's flags."""
+    app = typer.Typer(
+        help="Remove a concept from a text-to-image pipeline and show what was forgotten and what was kept.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    wants_erase = next((a for a in args if not a.startswith("-")), None) == "erase"
+    app.command("erase")(_with_method_flags(args) if wants_erase else _plain_erase())
+    for name, command in (
+        ("draw", draw),
+        ("grid", grid),
+        ("evaluate", evaluate),
+        ("export", export),
+        ("inspect", inspect),
+        ("list", list_),
+    ):
+        app.command(name)(command)
+    app.callback()(_version)
+    return app
+
+
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from .. import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def _plain_erase() -> Callable[..., None]:
+    def command() -> None: ...
+
+    command.__doc__ = erase.__doc__
+    return command
+
+
+def main() -> None:
+    """Entry point: user mistakes end in one line and exit code 2, never a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.captureWarnings(True)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        build(sys.argv[1:])()
+    except InputError as error:
+        err.print(f"erasers: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Methods and erasers. A file here without a leading underscore is a method, and its name is its public name."""
+
+from ._eraser import LAYOUTS, Attached, Eraser, Recipe
+from ._erase import concept, default_preserve, erase
+from ._files import check_target
+from ._inspect import describe
+from ._method import Factors, Method, Task, configure, find, methods, options
+
+__all__ = [
+    "LAYOUTS",
+    "Attached",
+    "Eraser",
+    "Factors",
+    "Method",
+    "Recipe",
+    "Task",
+    "check_target",
+    "concept",
+    "configure",
+    "default_preserve",
+    "describe",
+    "erase",
+    "find",
+    "methods",
+    "options",
+]

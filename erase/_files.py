@@ -1,0 +1,180 @@
+"""Reading and writing eraser folders: atomic, safetensors and JSON only, every failure one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..prompts import InputError
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+KOHYA_FILE = "eraser_kohya.safetensors"
+CONFIG_FILE = "eraser_config.json"
+HEADER = "erasers"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Make sure a folder or file can be written, before any work is done.
+
+    Raises:
+        InputError: it exists and `force` is off, it is something that is no eraser, or its place is not writable.
+    """
+    if target.exists() or target.is_symlink():
+        if not force:
+            raise InputError(f"{target} exists already: add --force to replace it, or choose another place")
+        if target.is_dir() and any(target.iterdir()) and not (target / CONFIG_FILE).exists():
+            raise InputError(f"{target} is a folder but no eraser, so it is not replaced: choose another place")
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=".erasers-"):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}; choose another place") from error
+
+
+def write_folder(target: Path, fill: Callable[[Path], None], *, force: bool = False) -> Path:
+    """Let `fill` write into a fresh folder and move it to `target` in one step; a failure leaves nothing behind.
+
+    Raises:
+        InputError: see `check_target`.
+    """
+    check_target(target, force)
+    made = _missing_parents(target)
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}-"))
+    try:
+        fill(partial)
+        partial.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}-old-"))
+            target.replace(old / "it")
+            partial.replace(target)
+            shutil.rmtree(old)
+        else:
+            partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    return target
+
+
+def _missing_parents(target: Path) -> list[Path]:
+    """The folders above the target that do not exist yet, innermost first."""
+    return [p for p in target.absolute().parents if not p.exists()]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file, atomically. At most one header entry: safetensors writes several in random order, and
+    the same eraser must be the same bytes.
+
+    Raises:
+        ValueError: more than one header entry.
+    """
+    if len(header) > 1:
+        raise ValueError(f"expected one header entry, got {sorted(header)}")
+    partial = path.with_name(f".{path.name}.part")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, dict(header))
+    os.replace(partial, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file.
+
+    Raises:
+        InputError: the file is missing, is a pickle, or is truncated or damaged.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise InputError(f"{path} is a pickle, which can run code when loaded: expected a .safetensors file")
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is no whole safetensors file ({error}): download or write it again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputError: missing or malformed.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+# ---------------------------------------------------------------- LoRA files
+
+
+def one_rank(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same update with every pair padded by zeros to the largest rank: mixed ranks without alphas are mis-scaled
+    by older diffusers releases."""
+    rank = max(a.shape[0] for a, _ in factors.values())
+    out = {}
+    for name, (a, b) in factors.items():
+        more = rank - a.shape[0]
+        wide = torch.nn.functional.pad(a, (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more))
+        out[name] = wide
+    return out
+
+
+def peft_keys(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """`<component>.<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]; alpha = rank, so no alpha is written."""
+    out = {}
+    for name, (a, b) in one_rank(factors).items():
+        out[f"{name}.lora_A.weight"], out[f"{name}.lora_B.weight"] = a, b
+    return out
+
+
+def kohya_keys(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """`lora_unet_<module with underscores>.lora_down.weight`, `.lora_up.weight` and `.alpha` (= rank)."""
+    out = {}
+    prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    for name, (a, b) in one_rank(factors).items():
+        component, _, path = name.partition(".")
+        if component not in prefixes:
+            raise InputError(f"kohya files have no name for {component!r}: export to peft instead")
+        key = f"{prefixes[component]}_{path.replace('.', '_')}"
+        out[f"{key}.lora_down.weight"], out[f"{key}.lora_up.weight"] = a, b
+        out[f"{key}.alpha"] = torch.tensor(float(a.shape[0]))
+    return out
+
+
+def from_peft_keys(tensors: Mapping[str, Tensor], origin: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """The pairs in a PEFT-keyed file.
+
+    Raises:
+        InputError: a key is not of that form, or half of a pair is missing.
+    """
+    names = {k.removesuffix(".lora_A.weight").removesuffix(".lora_B.weight") for k in tensors}
+    out = {}
+    for name in sorted(names):
+        try:
+            out[name] = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+        except KeyError as error:
+            raise InputError(f"{origin}: expected pairs of lora_A and lora_B weights, {error} is missing") from error
+    return out

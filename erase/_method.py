@@ -1,0 +1,107 @@
+"""What a method is, how it is found, and what it is given."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..pipelines import Backbone
+from ..prompts import Concept, InputError, unknown
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""Low-rank update per Linear, by full name: A [r, in] and B [out, r]; the weight becomes W + B A."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done, whatever the method.
+
+    Attributes:
+        concepts: what must leave.
+        preserve: what must stay; methods protect it explicitly where they can.
+        seed: of every draw the method makes.
+    """
+
+    concepts: tuple[Concept, ...]
+    preserve: tuple[Concept, ...] = ()
+    seed: int = 0
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass whose fields are its hyper-parameters: its flags, its saved recipe, its whole state.
+
+    `paper` cites the source; `presets` maps a preset name to the settings that differ from the defaults; every field
+    carries `metadata={"help": ...}` with its unit.
+    """
+
+    paper: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def run(self, backbone: Backbone, task: Task) -> Factors:
+        """The update that erases. The backbone is left as it was."""
+        ...
+
+
+def methods() -> list[str]:
+    """The names of the methods in this folder: every file without a leading underscore."""
+    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_"))
+
+
+def find(name: str) -> type[Method]:
+    """The class behind a method's name, or behind "my_lab.my_method:Project" for one of your own.
+
+    Raises:
+        InputError: no such method, or the class is not a frozen dataclass with `paper`, `presets` and `run`.
+    """
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        try:
+            cls = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"cannot import method {name!r}: {error}; expected 'package.module:Class'") from error
+        return _checked(cls, name)
+    if name not in methods():
+        raise unknown("method", name, methods())
+    module = importlib.import_module(f"{__package__}.{name}")
+    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    return _checked(next(c for c in own if hasattr(c, "run")), name)
+
+
+def _checked(cls: Any, name: str) -> type[Method]:  # noqa: ANN401
+    missing = [a for a in ("paper", "presets", "run") if not hasattr(cls, a)]
+    if missing or not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise InputError(f"{name} is no method: expected a frozen dataclass with paper, presets and run; lacks {missing}")
+    return cls  # type: ignore[return-value]
+
+
+def configure(name: str, preset: str, settings: Mapping[str, Any]) -> Method:
+    """A method with a preset's settings, changed by the user's own.
+
+    Raises:
+        InputError: unknown method, preset or setting, or a value the method refuses.
+    """
+    cls = find(name)
+    if preset not in cls.presets:
+        raise unknown(f"preset of {name}", preset, cls.presets)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in settings:
+        if key not in known:
+            raise unknown(f"setting of {name}", key, known)
+    return cls(**{**cls.presets[preset], **settings})
+
+
+def options(cls: type[Method]) -> list[tuple[str, Any, Any, str]]:
+    """(name, type, default, help) of each of a method's settings."""
+    hints = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    out = []
+    for key, f in hints.items():
+        default = None if f.default is MISSING else f.default
+        out.append((key, type(default), default, f.metadata.get("help", "")))
+    return out

@@ -1,0 +1,47 @@
+"""The control every method must beat: noise of the same size in the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..pipelines import Backbone
+from ..prompts import InputError
+from ._method import Factors, Task, configure
+
+
+def same_norm(a: Tensor, b: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Gaussian factors of the shapes of A [r, in] and B [out, r] whose product has the Frobenius norm of B A."""
+    x, y = (torch.randn(t.shape, generator=generator) for t in (a, b))
+    # ||B A||^2 = tr(A A^T B^T B) needs no [out, in] matrix
+    want, have = ((q @ q.T * (p.T @ p)).sum().clamp(min=0).sqrt() for p, q in ((b, a), (y, x)))
+    return x, y * (want / have)
+
+
+@dataclass(frozen=True)
+class Random:
+    """Random factors with the rank and the norm, layer by layer, of another method's update."""
+
+    like: str = field(default="uce", metadata={"help": "the method whose norms and ranks are copied, at its preset"})
+    strength: float = field(default=1.0, metadata={"help": "norm relative to that method's (a factor, > 0)"})
+
+    paper: ClassVar[str] = "control: random factors of equal norm"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "sd": {}, "canvas": {}}
+
+    def __post_init__(self) -> None:
+        if self.like == "random":
+            raise InputError("like: expected another method than random itself")
+        if not self.strength > 0:
+            raise InputError(f"strength: expected a number above 0, got {self.strength}")
+
+    @torch.no_grad()
+    def run(self, backbone: Backbone, task: Task) -> Factors:
+        """A LoRA on the same Linears as the other method's."""
+        model = configure(self.like, backbone.preset, {}).run(backbone, task)
+        generator = torch.Generator().manual_seed(task.seed)
+        drawn = {n: same_norm(a.cpu(), b.cpu(), generator) for n, (a, b) in model.items()}
+        return {n: (x, self.strength * y) for n, (x, y) in drawn.items()}

@@ -1,0 +1,110 @@
+"""Unified Concept Editing: a closed form on the projections that read the prompt (Gandikota et al., arXiv 2308.14761).
+
+Ours emits the update itself instead of edited weights. With C the edited token states, A* the states they should act
+like, P the states to preserve, the paper's solution (equation 7) minus the old weight is
+
+    W' - W = s_e W (A* - C) C^T M^-1,    M = s_e C C^T + s_p P P^T + ridge I
+
+which is a LoRA of rank at most the number of edited states, exactly: no SVD, one factorisation for all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..pipelines import Backbone
+from ..prompts import Concept, InputError
+from ._method import Factors, Task
+from ._tokens import Tokens, contexts, edited, preserved
+
+POOLED = "unet.add_embedding.linear_1"
+
+
+def directions(c: Tensor, anchor: Tensor, p: Tensor, *, scales: tuple[float, float], ridge: float) -> tuple[Tensor, Tensor]:
+    """The part of the closed form that no layer changes: D [d, r] and A [r, d] with W' - W = W D A.
+
+    Args:
+        c: edited states, [d, n].
+        anchor: the states they should act like, [d, n].
+        p: states to preserve, [d, m].
+        scales: erase scale s_e and preserve scale s_p.
+        ridge: weight of the old weights, > 0.
+
+    r = n, or d where n > d (then A is the identity). Computed in float64, returned in float32.
+    """
+    c, anchor, p = c.double(), anchor.double(), p.double()
+    erase, keep = scales
+    m = erase * c @ c.T + keep * p @ p.T + ridge * torch.eye(len(c), dtype=c.dtype, device=c.device)
+    a = erase * torch.cholesky_solve(c, torch.linalg.cholesky(m)).T
+    d = anchor - c
+    if c.shape[1] > c.shape[0]:
+        d, a = d @ a, torch.eye(len(c), dtype=c.dtype, device=c.device)
+    return d.float(), a.float()
+
+
+@dataclass(frozen=True)
+class UCE:
+    """Closed-form erasure on cross-attention keys and values (and, for SDXL, the pooled path)."""
+
+    tokens: Tokens = field(
+        default="last", metadata={"help": "token states to edit: last of the name, subject (all of it), or all up to the padding"}
+    )
+    erase_scale: float = field(default=1.0, metadata={"help": "weight of the erased states (a factor, > 0)"})
+    preserve_scale: float = field(default=1.0, metadata={"help": "weight of the preserved states (a factor, >= 0)"})
+    ridge: float = field(default=0.5, metadata={"help": "weight of the old weights, the paper's lambda (> 0)"})
+    contexts: int = field(default=1, metadata={"help": "sentences in which each name is edited (1 = the bare name)"})
+    synonyms: bool = field(default=True, metadata={"help": "erase the concept's known synonyms too"})
+    pooled: bool = field(default=True, metadata={"help": "SDXL: edit the pooled text path as well, which leaks otherwise"})
+
+    paper: ClassVar[str] = "arXiv 2308.14761"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "sd": {},
+        "canvas": {"contexts": 6},
+    }
+
+    def __post_init__(self) -> None:
+        if self.tokens not in get_args(Tokens):
+            raise InputError(f"tokens: expected one of {', '.join(get_args(Tokens))}, got {self.tokens!r}")
+        for name, low in (("erase_scale", 0.0), ("ridge", 0.0)):
+            if not getattr(self, name) > low:
+                raise InputError(f"{name.replace('_', '-')}: expected a number above {low:g}, got {getattr(self, name)}")
+        if not self.preserve_scale >= 0:
+            raise InputError(f"preserve-scale: expected a number of at least 0, got {self.preserve_scale}")
+        if not self.contexts >= 1:
+            raise InputError(f"contexts: expected at least 1 sentence, got {self.contexts}")
+
+    @torch.no_grad()
+    def run(self, backbone: Backbone, task: Task) -> Factors:
+        """A LoRA on every "text-kv" Linear, exact up to float32 rounding."""
+        c, anchor = edited(backbone, task.concepts, self.tokens, self.contexts, self.synonyms)
+        p = preserved(backbone, task, self.contexts)
+        scales = (self.erase_scale, self.preserve_scale)
+        d, a = directions(c, anchor, p, scales=scales, ridge=self.ridge)
+        layers = backbone.modules("text-kv")
+        factors = {n: (a.clone(), m.weight.float() @ d) for n, m in layers.items()}
+        if self.pooled and (linear := backbone.modules("all").get(POOLED)) is not None:
+            d, a = self._pooled(backbone, task, scales)
+            factors[POOLED] = (a, linear.weight.float() @ d)
+        return factors
+
+    def _pooled(self, backbone: Backbone, task: Task, scales: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """The same closed form on what enters SDXL's `add_embedding.linear_1`: one pooled vector a sentence."""
+
+        def states(texts: list[str]) -> Tensor:
+            return backbone.inputs(POOLED, backbone.encode(texts)).float().T
+
+        pairs = [pair for concept in task.concepts for pair in _sentences(concept, self.contexts, self.synonyms)]
+        c, anchor = states([x for x, _ in pairs]), states([y for _, y in pairs])
+        keep = [s for concept in task.preserve for s in contexts(concept, self.contexts)]
+        return directions(c, anchor, states(["", *keep]), scales=scales, ridge=self.ridge)
+
+
+def _sentences(concept: Concept, n: int, synonyms: bool) -> list[tuple[str, str]]:
+    names = concept.names if synonyms else concept.names[:1]
+    return [(s, t) for name in names for s, t in zip(contexts(concept, n, name), contexts(concept, n, concept.anchor), strict=True)]

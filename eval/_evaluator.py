@@ -1,0 +1,113 @@
+"""What an evaluator is, how it is found, and what it is given."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+from ..prompts import Concept, Prompt, canvas, unknown
+from ._gallery import Gallery
+from ._judge import Verdict
+from ._score import NotApplicable, Score, share
+
+
+@dataclass(frozen=True)
+class Case:
+    """One erased concept, drawn and judged, with its unerased control: same prompts, same seeds.
+
+    Attributes:
+        concept: what was erased and is being scored.
+        erased: names of all concepts the eraser removes; prompts with another erased one count for nobody.
+        gallery, control: images with and without the eraser.
+        seen, seen_control: what the judges saw in them.
+    """
+
+    concept: Concept
+    erased: frozenset[str]
+    gallery: Gallery
+    control: Gallery
+    seen: Verdict
+    seen_control: Verdict
+
+    @property
+    def domain(self) -> str:
+        """ "object" or "style"."""
+        return "object" if self.concept.name in {o.name for o in canvas.OBJECTS} else "style"
+
+    @property
+    def other_domain(self) -> str:
+        """The other of the two."""
+        return "style" if self.domain == "object" else "object"
+
+    def targets(self, role: str = "grid") -> list[int]:
+        """Images whose prompt asks for the concept, in one role ("grid", "synonym", "held-out")."""
+        return [k for k, p in enumerate(self.gallery.prompts) if p.role == role and self._asks(p)]
+
+    def others(self) -> list[int]:
+        """Grid images whose prompt asks for no erased concept."""
+        rows = enumerate(self.gallery.prompts)
+        return [k for k, p in rows if p.role == "grid" and not {p.object, p.style} & self.erased]
+
+    def _asks(self, p: Prompt) -> bool:
+        return self.concept.name in (p.object, p.style) and len({p.object, p.style} & self.erased) == 1
+
+    def correct(self, domain: str, rows: list[int]) -> tuple[list[bool], list[bool]]:
+        """Whether the judge of a domain sees what each prompt asked for: with the eraser, and without."""
+
+        def hits(seen: Verdict) -> list[bool]:
+            names = seen.objects if domain == "object" else seen.styles
+            return [names[k] == getattr(self.gallery.prompts[k], domain) for k in rows]
+
+        return hits(self.seen), hits(self.seen_control)
+
+    def accuracy(self, domain: str, rows: list[int], cluster: str, why_not: str) -> Score | NotApplicable:
+        """Judge accuracy on some images, clustered by what their prompts ask for in `cluster`."""
+        if not rows:
+            return NotApplicable(why_not)
+        return share(*self.correct(domain, rows), [getattr(self.gallery.prompts[k], cluster) for k in rows])
+
+    def forgotten(self, role: str, why_not: str) -> Score | NotApplicable:
+        """1 - judge accuracy for the concept on prompts that ask for it, clustered by the other domain."""
+        rows = self.targets(role)
+        if not rows:
+            return NotApplicable(why_not)
+        hits, control = self.correct(self.domain, rows)
+        clusters = [getattr(self.gallery.prompts[k], self.other_domain) for k in rows]
+        names = self.seen.objects if self.domain == "object" else self.seen.styles
+        instead = [names[k] for k in rows if names[k] != self.concept.name]
+        most = {n: instead.count(n) for n in sorted(set(instead), key=lambda n: (-instead.count(n), n))}
+        return share([not h for h in hits], [not h for h in control], clusters, drawn_instead=most)
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """A frozen dataclass of its own settings that turns a case into a score."""
+
+    higher_is_better: ClassVar[bool]
+    about: ClassVar[str]
+
+    def score(self, case: Case) -> Score | NotApplicable:
+        """Measure; raise on failure; `NotApplicable` where there is nothing to measure."""
+        ...
+
+
+def evaluators() -> list[str]:
+    """The names of the evaluators in this folder: every file without a leading underscore."""
+    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_"))
+
+
+def find(name: str) -> Callable[[], Evaluator]:
+    """The evaluator class of that name.
+
+    Raises:
+        InputError: no such evaluator.
+    """
+    if name not in evaluators():
+        raise unknown("evaluator", name, evaluators())
+    module = importlib.import_module(f"{__package__}.{name}")
+    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    return next(c for c in own if hasattr(c, "score"))

@@ -1,0 +1,100 @@
+"""Scores as data: a value, how many images it rests on, how sure it is, and what the unerased model got."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured figure.
+
+    Attributes:
+        value: the figure, in `unit`.
+        n: images it rests on.
+        low, high: 95 % interval of the value.
+        control: the same figure of the unerased model on the same prompts and seeds.
+        change: value - control, with its paired 95 % interval `change_low`, `change_high`.
+        unit: "%".
+        details: whatever else helps to read it.
+    """
+
+    value: float
+    n: int
+    low: float
+    high: float
+    control: float
+    change: float
+    change_low: float
+    change_high: float
+    unit: str = "%"
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, rounded to 4 decimals."""
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class NotApplicable:
+    """There is nothing to measure here; never a 0.
+
+    Attributes:
+        reason: why, in one clause.
+    """
+
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The reason, beside a null value."""
+        return {"value": None, "reason": self.reason}
+
+
+def wilson(hits: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), as shares. Never degenerate at 0 or 1.
+
+    Raises:
+        ValueError: n is 0.
+    """
+    if n <= 0:
+        raise ValueError("expected at least one image, got none")
+    p, z2 = hits / n, Z95**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def clustered(differences: Sequence[float], clusters: Sequence[Hashable], draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of the mean of paired differences: percentile bootstrap over whole clusters, seeded.
+
+    Images of one cluster (a style, an object) fail together, so clusters are drawn, not images.
+    """
+    values = np.asarray(differences, float)
+    names = {c: k for k, c in enumerate(dict.fromkeys(clusters))}
+    member = np.array([names[c] for c in clusters])
+    sums = np.bincount(member, values)
+    sizes = np.bincount(member)
+    picks = np.random.default_rng(0).integers(len(names), size=(draws, len(names)))
+    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def share(hits: Sequence[bool], control: Sequence[bool], clusters: Sequence[Hashable], **details: Any) -> Score:  # noqa: ANN401
+    """The share of images that are hits, in percent, beside the unerased control's on the same prompts and seeds.
+
+    Raises:
+        ValueError: no images, or the three lists differ in length.
+    """
+    if not (len(hits) == len(control) == len(clusters)):
+        raise ValueError(f"expected paired lists, got {len(hits)}, {len(control)} and {len(clusters)}")
+    low, high = wilson(sum(hits), len(hits))
+    value, base = 100 * sum(hits) / len(hits), 100 * sum(control) / len(control)
+    change = clustered([100.0 * a - 100.0 * b for a, b in zip(hits, control, strict=True)], clusters)
+    return Score(value, len(hits), 100 * low, 100 * high, base, value - base, *change, details=details)

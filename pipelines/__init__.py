@@ -1,0 +1,27 @@
+"""Backbones over diffusers pipelines, and the Canvas reference pipelines. The only room that imports diffusers."""
+
+from ._adapters import acting, active, components, plug, unplug
+from ._backbone import Backbone, Condition, Group, TextStates
+from ._bundled import BUNDLED
+from ._fingerprint import distance, fingerprint
+from ._load import Model, canvas_folder, load, models, wrap
+
+__all__ = [
+    "BUNDLED",
+    "Backbone",
+    "Condition",
+    "Group",
+    "Model",
+    "TextStates",
+    "acting",
+    "active",
+    "canvas_folder",
+    "components",
+    "distance",
+    "fingerprint",
+    "load",
+    "models",
+    "plug",
+    "unplug",
+    "wrap",
+]

@@ -1,0 +1,166 @@
+"""One face for every diffusers pipeline: what a method may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import Tensor, nn
+
+Group = Literal["text-kv", "cross", "self", "all", "text-encoder"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser is told besides the latent and the time, recorded from the stock pipeline's own call.
+
+    Attributes:
+        kwargs: the denoiser's keyword arguments (text states [B, L, D], pooled vectors, sizes ...), nested as recorded.
+        count: B, the number of prompts.
+    """
+
+    kwargs: Mapping[str, Any]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Condition:
+        """The condition of some of the prompts, in the order given."""
+        index = torch.arange(self.count)[rows]
+        return Condition(_map(self.kwargs, lambda t: t[index.to(t.device)] if len(t) == self.count else t), len(index))
+
+    def __add__(self, other: Condition) -> Condition:
+        """Both conditions, one after the other."""
+        return Condition(_zip(self.kwargs, other.kwargs), self.count + other.count)
+
+
+def _map(value: Any, f: Any) -> Any:
+    if isinstance(value, Tensor):
+        return f(value) if value.ndim else value
+    if isinstance(value, Mapping):
+        return {k: _map(v, f) for k, v in value.items()}
+    return value
+
+
+def _zip(a: Any, b: Any) -> Any:
+    if isinstance(a, Tensor):
+        return torch.cat([a, b]) if a.ndim else a
+    if isinstance(a, Mapping):
+        return {k: _zip(v, b[k]) for k, v in a.items()}
+    return a
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What the text side of the denoiser sees of some texts, token by token, end-of-text included, padding not.
+
+    Attributes:
+        ids: token numbers of each text, int64 [n].
+        states: hidden states of each text, float [n, D].
+    """
+
+    ids: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(zip(self.ids, self.states, strict=True))
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Wraps a stock diffusers pipeline without changing it. Latents are [B, *latent_shape], times int or float [B]."""
+
+    pipe: DiffusionPipeline
+    name: str
+    family: str
+    preset: str
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def latent_shape(self) -> tuple[int, ...]: ...
+    @property
+    def denoiser(self) -> nn.Module: ...
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """The condition of each prompt, as the stock pipeline makes it."""
+        ...
+
+    def unconditional(self, n: int) -> Condition:
+        """What the stock pipeline puts on the other side of guidance, n times."""
+        ...
+
+    def text_states(self, texts: Sequence[str]) -> TextStates:
+        """Hidden states up to the end-of-text token, the cheap way (no padding)."""
+        ...
+
+    def inputs(self, module: str, cond: Condition) -> Tensor:
+        """What enters a named Linear of the denoiser under a condition, [B, in] or [B, L, in]."""
+        ...
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Raw network output, the shape of x."""
+        ...
+
+    def noise(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t, the clean latent x0 noised to time t with eps."""
+        ...
+
+    def x0(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """The clean latent that the raw output implies."""
+        ...
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the raw output should be in training."""
+        ...
+
+    def times(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n training times, [n]."""
+        ...
+
+    def latents(self, images: Sequence[Image.Image]) -> Tensor:
+        """Scaled latents of RGB images."""
+        ...
+
+    def decode(self, z: Tensor) -> list[Image.Image]:
+        """Images of scaled latents."""
+        ...
+
+    def partial(
+        self, cond: Condition, stop: int, *, steps: int, guidance: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Latents after the first `stop` of `steps` sampler steps from noise, and the time [B] they have reached."""
+        ...
+
+    def modules(self, group: Group) -> dict[str, nn.Linear]:
+        """Explicit Linears of a group by full name, component first ("unet.down_blocks.0...attn2.to_k")."""
+        ...
+
+    def parameters(self, group: Group) -> dict[str, nn.Parameter]:
+        """Everything trainable there: convolutions, norms and biases too."""
+        ...
+
+    def using(self, adapter: str | None) -> AbstractContextManager[None]:
+        """Inside, only the named adapter is on; with None, the untouched base."""
+        ...
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int = 25,
+        guidance: float = 7.5,
+        sampler: str | None = None,
+        batch: int = 8,
+    ) -> list[Image.Image]:
+        """Images, by the stock pipeline itself, one CPU generator per seed."""
+        ...

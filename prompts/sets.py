@@ -1,0 +1,151 @@
+"""Prompt sets: one CSV each, or a name. Also the grids and plans that evaluations draw from."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from pathlib import Path
+
+from . import canvas
+from ._errors import InputError, unknown
+from .concept import Concept
+from .templates import HELD_OUT, REQUESTS, fill
+
+SEEDS: tuple[int, ...] = (188, 288, 588, 688, 888)
+"""UnlearnCanvas' five seeds (arXiv 2402.11846)."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One image to draw.
+
+    Attributes:
+        text: what is asked for; may be empty.
+        seed: of the starting noise; the same seed gives the same noise for every model and eraser.
+        concept: what the prompt is about, in one word ("moon"); "" when it does not matter.
+        object: the object an object judge should see, "" if none is asked for.
+        style: likewise the style.
+        role: why the prompt is in its set: "grid", "synonym", "held-out", "paraphrase" or your own word.
+    """
+
+    text: str
+    seed: int = 0
+    concept: str = ""
+    object: str = ""
+    style: str = ""
+    role: str = ""
+
+
+def canvas_grid(seeds: Sequence[int] = SEEDS) -> list[Prompt]:
+    """Every object in every style in UnlearnCanvas' layout and sentence, seeds innermost: 12 x 10 x len(seeds)."""
+    cells = product(canvas.STYLES, canvas.OBJECTS, seeds)
+    return [_cell(o.name, s.name, seed) for s, o, seed in cells]
+
+
+def canvas_plan(concept: Concept, seeds: Sequence[int] = SEEDS) -> list[Prompt]:
+    """The images that score one erased Canvas concept: its own cells with every seed, all other cells with one seed
+    each (seeds taken in turn, so that no seed weighs more), its cells once under each synonym and once in each
+    sentence never used in training.
+
+    Raises:
+        InputError: the concept is not of the Canvas world.
+    """
+    known = canvas.find(concept.name)
+    plan: list[Prompt] = []
+    for n, (s, o) in enumerate(product(canvas.STYLES, canvas.OBJECTS)):
+        hit = known in (o, s)
+        plan += [_cell(o.name, s.name, seed) for seed in (seeds if hit else [seeds[n % len(seeds)]])]
+        if not hit:
+            continue
+        seed = seeds[n % len(seeds)]
+        for synonym in known.synonyms:
+            words = (synonym, s.name) if known == o else (o.name, synonym)
+            plan.append(Prompt(canvas.caption(*words), seed, known.name, o.name, s.name, "synonym"))
+        for template in HELD_OUT:
+            text = fill(template, object=o.name, style=s.name)
+            plan.append(Prompt(text, seed, known.name, o.name, s.name, "held-out"))
+    return plan
+
+
+def _cell(object_name: str, style_name: str, seed: int) -> Prompt:
+    return Prompt(canvas.caption(object_name, style_name), seed, object_name, object_name, style_name, "grid")
+
+
+def paraphrase(concept: Concept, seed: int = 0) -> list[Prompt]:
+    """Many syntactic forms of one request for the concept: questions, orders, descriptions. One prompt a form."""
+    field = {"object": concept.name} if concept.kind == "object" else {}
+    field |= {"style": concept.name} if concept.kind == "style" else {}
+    return [
+        Prompt(fill(t, x=concept.name), seed + k, concept.name, role="paraphrase", **field)
+        for k, t in enumerate(REQUESTS[concept.kind])
+    ]
+
+
+SETS: dict[str, tuple[str, Callable[[], list[Prompt]]]] = {
+    "canvas": ("every Canvas object in every style, five seeds (600 prompts)", canvas_grid),
+    "canvas-1": ("every Canvas object in every style, one seed (120 prompts)", lambda: canvas_grid(SEEDS[:1])),
+    "canvas-demo": (
+        "twelve Canvas objects, a style each (12 prompts)",
+        lambda: [
+            _cell(o.name, canvas.STYLES[k % len(canvas.STYLES)].name, SEEDS[0]) for k, o in enumerate(canvas.OBJECTS)
+        ],
+    ),
+    **{
+        f"paraphrase:{c.name}": (f"{len(REQUESTS[c.kind])} ways to ask for {c.name}", lambda c=c: paraphrase(c))
+        for c in canvas.CONCEPTS.values()
+    },
+}
+"""Named prompt sets: description and maker."""
+
+
+def load(source: str | os.PathLike[str]) -> list[Prompt]:
+    """A named set (`SETS`), or a CSV file with a `text` column and, as wanted, the other columns of `Prompt`.
+
+    Raises:
+        InputError: no such set or file, no `text` column, an unknown column, a seed that is no whole number, no rows.
+    """
+    name = os.fspath(source)
+    if name in SETS:
+        return SETS[name][1]()
+    path = Path(name)
+    if not path.exists():
+        raise unknown("prompt set or CSV file", name, SETS)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as f:
+            reader = csv.DictReader(f)
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError(f"cannot read {name} as CSV ({error}): expected UTF-8 text with a header line") from error
+    allowed = [f.name for f in fields(Prompt)]
+    if "text" not in columns:
+        raise InputError(f"{name} has no 'text' column, got {columns}: name one of {allowed} in the header line")
+    for column in columns:
+        if column not in allowed:
+            raise unknown(f"column in {name}", str(column), allowed)
+    if not rows:
+        raise InputError(f"{name} has a header and no prompts: add at least one row")
+    return [_row(name, line, row) for line, row in enumerate(rows, start=2)]
+
+
+def _row(name: str, line: int, row: dict[str, str]) -> Prompt:
+    if None in row or None in row.values():
+        raise InputError(f"{name} line {line} has {'more' if None in row else 'fewer'} fields than the header: {row}")
+    try:
+        seed = int(row.get("seed") or 0)
+    except ValueError:
+        raise InputError(f"{name} line {line}: expected a whole number as seed, got {row['seed']!r}") from None
+    return Prompt(**{k: v for k, v in row.items() if k != "seed"}, seed=seed)
+
+
+def save(prompts: Iterable[Prompt], path: str | os.PathLike[str]) -> None:
+    """Write prompts as CSV, atomically; `load` gives them back."""
+    target = Path(path)
+    partial = target.with_name(target.name + ".part")
+    with partial.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, [c.name for c in fields(Prompt)])
+        writer.writeheader()
+        writer.writerows(asdict(p) for p in prompts)
+    partial.replace(target)
