@@ -32,7 +32,8 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Bundled name, diffusers folder or Hub id (see `erasers list models`).")
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32 on a CPU, float16 on a GPU.")
+    str | None,
+    typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32 on a CPU, float16 on a GPU."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... Default: a GPU where there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
@@ -79,7 +80,9 @@ def erase(
             raise InputError(f"expected a concept name, got {name!r}: name what to erase, for example moon")
     if resume:
         raise InputError(f"--resume: {method!r} is a closed form and has no checkpoints; leave the flag out")
-    folder = out_folder or Path(f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_"))
+    folder = out_folder or Path(
+        f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_")
+    )
     from ..erase import check_target, configure
     from ..erase import concept as known
     from ..erase import erase as run
@@ -106,7 +109,7 @@ def erase(
         f"rank {eraser.rank}, {len(eraser.factors)} layers, {size / 1e6:.2f} MB, in {folder}",
         soft_wrap=True,
     )
-    out.print(f'next: erasers grid --model {model} --eraser {folder} --out grid.png', soft_wrap=True, highlight=False)
+    out.print(f"next: erasers grid --model {model} --eraser {folder} --out grid.png", soft_wrap=True, highlight=False)
 
 
 def draw(
@@ -205,7 +208,9 @@ def evaluate(
     backbone = _load(model, dtype, device)
     for one in loaded:
         one.check_base(backbone)
-    report = run(loaded, backbone, only=names, control=Control(backbone, _sampling(backbone, steps, guidance)), keep=keep)
+    report = run(
+        loaded, backbone, only=names, control=Control(backbone, _sampling(backbone, steps, guidance)), keep=keep
+    )
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
         _write_text(out_file, text + "\n")
@@ -350,7 +355,7 @@ def _sampling(backbone: Backbone, steps: int | None, guidance: float | None) -> 
 
     from ..eval import sampling
 
-    given = {k: v for k, v in {"steps": steps, "guidance": guidance}.items() if v is not None}
+    given: dict[str, Any] = {k: v for k, v in {"steps": steps, "guidance": guidance}.items() if v is not None}
     return replace(sampling(backbone), **given)
 
 
@@ -380,12 +385,14 @@ def _with_method_flags(args: list[str]) -> Callable[..., None]:
     signature = inspection.signature(erase, eval_str=True)
     plain = [p for p in signature.parameters.values() if p.kind is not inspection.Parameter.VAR_KEYWORD]
     panel = f"Settings of {name} (defaults before the preset)"
-    for key, kind, default, about in options(find(name)):
-        flag = f"--{key.replace('_', '-')}"
-        flags = (flag, f"--no-{flag[2:]}") if kind is bool else (flag,)
-        text = f"{about} Default: {'on' if default is True else 'off' if default is False else default}."
-        note = Annotated[kind | None, typer.Option("/".join(flags), help=text, rich_help_panel=panel)]
-        plain.append(inspection.Parameter(key, inspection.Parameter.KEYWORD_ONLY, default=None, annotation=note))
+    for one in options(find(name)):
+        flag = f"--{one.name.replace('_', '-')}"
+        flags = f"{flag}/--no-{flag[2:]}" if one.type is bool else flag
+        default = {"True": "on", "False": "off", "None": "worked out"}.get(str(one.default), one.default)
+        text = f"{one.help}. Default: {default}."
+        kind: Any = one.type
+        note = Annotated[kind | None, typer.Option(flags, help=text, rich_help_panel=panel)]
+        plain.append(inspection.Parameter(one.name, inspection.Parameter.KEYWORD_ONLY, default=None, annotation=note))
     command.__signature__ = inspection.Signature(plain)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in plain}
     command.__doc__ = erase.__doc__

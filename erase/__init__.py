@@ -1,10 +1,10 @@
 """Methods and erasers. A file here without a leading underscore is a method, and its name is its public name."""
 
-from ._eraser import LAYOUTS, Attached, Eraser, Recipe
 from ._erase import concept, default_preserve, erase
+from ._eraser import LAYOUTS, Attached, Eraser, Recipe
 from ._files import check_target
 from ._inspect import describe
-from ._method import Factors, Method, Task, configure, find, methods, options
+from ._method import Factors, Method, Option, Task, configure, find, methods, options
 
 __all__ = [
     "LAYOUTS",
@@ -12,6 +12,7 @@ __all__ = [
     "Eraser",
     "Factors",
     "Method",
+    "Option",
     "Recipe",
     "Task",
     "check_target",

@@ -64,7 +64,10 @@ def card(recipe: Recipe) -> str:
         pipeline_tag="text-to-image",
         tags=["lora", "diffusers", "text-to-image", "template:sd-lora", "concept-erasure"],
     )
-    rows = [f"| {c['name']} | {c['anchor'] or 'nothing in particular'} | {', '.join(c['synonyms']) or '-'} |" for c in recipe.concepts]
+    rows = [
+        f"| {c['name']} | {c['anchor'] or 'nothing in particular'} | {', '.join(c['synonyms']) or '-'} |"
+        for c in recipe.concepts
+    ]
     return CARD.format(
         front=data.to_yaml(),
         names=", ".join(recipe.names),

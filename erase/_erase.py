@@ -27,7 +27,8 @@ def concept(name: str, backbone: Backbone, anchor: str | None = None) -> Concept
 
 def default_preserve(concepts: Sequence[Concept], backbone: Backbone) -> tuple[Concept, ...]:
     """What is protected when the user names nothing: on Canvas everything else the world has; elsewhere the concepts'
-    own `keep` and `neighbours`. Never what is being erased."""
+    own `keep` and `neighbours`. Never what is being erased.
+    """
     gone = {n for c in concepts for n in c.names}
     if backbone.preset == "canvas":
         return tuple(c for c in canvas.CONCEPTS.values() if c.name not in gone)
@@ -49,7 +50,7 @@ def erase(
     Args:
         concepts: names or `Concept`s, one or several.
         backbone: from `pipelines.load` or `pipelines.wrap`.
-        method: a method's name, or (name, settings) to change some of its settings; "package.module:Class" for your own.
+        method: a method's name, or (name, settings) to change some of them; "package.module:Class" for your own.
         preset: which of the method's settings to start from; the one that suits the pipeline by default.
         preserve: names to protect; see `default_preserve`.
         seed: of every draw.

@@ -69,7 +69,9 @@ class Recipe:
             InputError: not an eraser's record, or one from a newer release.
         """
         if value.get("schema", 0) > SCHEMA:
-            raise InputError(f"{origin} has schema {value['schema']}, this release reads up to {SCHEMA}: update erasers")
+            raise InputError(
+                f"{origin} has schema {value['schema']}, this release reads up to {SCHEMA}: update erasers"
+            )
         try:
             known = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
             return cls(**known)
@@ -158,7 +160,12 @@ class Eraser:
         return files.write_folder(Path(folder), fill, force=force)
 
     def export(
-        self, path: str | os.PathLike[str], to: Layout = "peft", *, dtype: torch.dtype | None = None, force: bool = False
+        self,
+        path: str | os.PathLike[str],
+        to: Layout = "peft",
+        *,
+        dtype: torch.dtype | None = None,
+        force: bool = False,
     ) -> Path:
         """Write one file: "peft" (diffusers; ComfyUI for transformers) or "kohya" (ComfyUI, A1111, diffusers).
 
@@ -193,7 +200,12 @@ class Eraser:
     # ------------------------------------------------------------ use
 
     def attach(
-        self, pipe: Any, scale: float | None = None, *, name: str | None = None, force: bool = False  # noqa: ANN401
+        self,
+        pipe: Any,  # noqa: ANN401
+        scale: float | None = None,
+        *,
+        name: str | None = None,
+        force: bool = False,
     ) -> Attached:
         """Switch the eraser on in a pipeline (or backbone). Adapters that were on stay on.
 
@@ -265,7 +277,7 @@ class Eraser:
 
     @property
     def adapter_name(self) -> str:
-        """ "erase-moon-star": the adapter's default name."""
+        """The adapter's default name, like "erase-moon-star"."""
         return "erase-" + re.sub(r"[^a-z0-9]+", "-", "-".join(self.recipe.names).lower())[:48].strip("-")
 
     @property
@@ -288,7 +300,8 @@ class Attached:
 
     def is_active(self) -> bool:
         """Whether it acts now. Loading another LoRA with diffusers' own loader switches it off until
-        `pipe.set_adapters([...all names...])`."""
+        `pipe.set_adapters([...all names...])`.
+        """
         return acting(self.name, *components(self.pipe))
 
     def detach(self) -> None:

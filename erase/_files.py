@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -132,7 +133,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def one_rank(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
     """The same update with every pair padded by zeros to the largest rank: mixed ranks without alphas are mis-scaled
-    by older diffusers releases."""
+    by older diffusers releases.
+    """
     rank = max(a.shape[0] for a, _ in factors.values())
     out = {}
     for name, (a, b) in factors.items():
@@ -143,7 +145,7 @@ def one_rank(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Te
 
 
 def peft_keys(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """`<component>.<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]; alpha = rank, so no alpha is written."""
+    """`<component>.<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]; alpha = rank is not written."""
     out = {}
     for name, (a, b) in one_rank(factors).items():
         out[f"{name}.lora_A.weight"], out[f"{name}.lora_B.weight"] = a, b
@@ -158,6 +160,8 @@ def kohya_keys(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor
         component, _, path = name.partition(".")
         if component not in prefixes:
             raise InputError(f"kohya files have no name for {component!r}: export to peft instead")
+        # SDXL's pooled path keeps its original name in every kohya reader
+        path = re.sub(r"^add_embedding\.linear_([12])$", lambda m: f"label_emb.0.{2 * int(m[1]) - 2}", path)
         key = f"{prefixes[component]}_{path.replace('.', '_')}"
         out[f"{key}.lora_down.weight"], out[f"{key}.lora_up.weight"] = a, b
         out[f"{key}.alpha"] = torch.tensor(float(a.shape[0]))

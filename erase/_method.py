@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_checkable
 
 from torch import Tensor
 
@@ -76,8 +76,10 @@ def find(name: str) -> type[Method]:
 
 def _checked(cls: Any, name: str) -> type[Method]:  # noqa: ANN401
     missing = [a for a in ("paper", "presets", "run") if not hasattr(cls, a)]
-    if missing or not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise InputError(f"{name} is no method: expected a frozen dataclass with paper, presets and run; lacks {missing}")
+    if missing or not is_dataclass(cls) or not getattr(cls, "__dataclass_params__").frozen:  # noqa: B009
+        raise InputError(
+            f"{name} is no method: expected a frozen dataclass with paper, presets and run; lacks {missing}"
+        )
     return cls  # type: ignore[return-value]
 
 
@@ -97,11 +99,23 @@ def configure(name: str, preset: str, settings: Mapping[str, Any]) -> Method:
     return cls(**{**cls.presets[preset], **settings})
 
 
-def options(cls: type[Method]) -> list[tuple[str, Any, Any, str]]:
-    """(name, type, default, help) of each of a method's settings."""
-    hints = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Option:
+    """One setting of a method: its name, the type of its values, its default (None: worked out), and its help."""
+
+    name: str
+    type: type
+    default: Any
+    help: str
+
+
+def options(cls: type[Method]) -> list[Option]:
+    """Every setting of a method, in the order of its file."""
+    hints = get_type_hints(cls)
     out = []
-    for key, f in hints.items():
+    for f in fields(cls):  # type: ignore[arg-type]
+        kinds = [k for k in get_args(hints[f.name]) or (hints[f.name],) if k is not type(None)]
+        kind = kinds[0] if isinstance(kinds[0], type) else type(kinds[0])  # Literal["a", ...] takes str
         default = None if f.default is MISSING else f.default
-        out.append((key, type(default), default, f.metadata.get("help", "")))
+        out.append(Option(f.name, kind, default, f.metadata.get("help", "")))
     return out

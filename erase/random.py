@@ -14,9 +14,10 @@ from ..prompts import InputError
 from ._method import Factors, Task, configure
 
 
-def same_norm(a: Tensor, b: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Gaussian factors of the shapes of A [r, in] and B [out, r] whose product has the Frobenius norm of B A."""
-    x, y = (torch.randn(t.shape, generator=generator) for t in (a, b))
+def same_norm(a: Tensor, b: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Gaussian factors [rank, in] and [out, rank] with the Frobenius norm of B A (B [out, r], A [r, in])."""
+    x = torch.randn(rank, a.shape[1], generator=generator)
+    y = torch.randn(b.shape[0], rank, generator=generator)
     # ||B A||^2 = tr(A A^T B^T B) needs no [out, in] matrix
     want, have = ((q @ q.T * (p.T @ p)).sum().clamp(min=0).sqrt() for p, q in ((b, a), (y, x)))
     return x, y * (want / have)
@@ -27,6 +28,7 @@ class Random:
     """Random factors with the rank and the norm, layer by layer, of another method's update."""
 
     like: str = field(default="uce", metadata={"help": "the method whose norms and ranks are copied, at its preset"})
+    rank: int | None = field(default=None, metadata={"help": "rank of the noise (>= 1); by default that method's"})
     strength: float = field(default=1.0, metadata={"help": "norm relative to that method's (a factor, > 0)"})
 
     paper: ClassVar[str] = "control: random factors of equal norm"
@@ -35,6 +37,8 @@ class Random:
     def __post_init__(self) -> None:
         if self.like == "random":
             raise InputError("like: expected another method than random itself")
+        if self.rank is not None and self.rank < 1:
+            raise InputError(f"rank: expected at least 1, got {self.rank}")
         if not self.strength > 0:
             raise InputError(f"strength: expected a number above 0, got {self.strength}")
 
@@ -43,5 +47,5 @@ class Random:
         """A LoRA on the same Linears as the other method's."""
         model = configure(self.like, backbone.preset, {}).run(backbone, task)
         generator = torch.Generator().manual_seed(task.seed)
-        drawn = {n: same_norm(a.cpu(), b.cpu(), generator) for n, (a, b) in model.items()}
+        drawn = {n: same_norm(a.cpu(), b.cpu(), self.rank or len(a), generator) for n, (a, b) in model.items()}
         return {n: (x, self.strength * y) for n, (x, y) in drawn.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ from ._tokens import Tokens, contexts, edited, preserved
 POOLED = "unet.add_embedding.linear_1"
 
 
-def directions(c: Tensor, anchor: Tensor, p: Tensor, *, scales: tuple[float, float], ridge: float) -> tuple[Tensor, Tensor]:
+def directions(
+    c: Tensor, anchor: Tensor, p: Tensor, *, scales: tuple[float, float], ridge: float
+) -> tuple[Tensor, Tensor]:
     """The part of the closed form that no layer changes: D [d, r] and A [r, d] with W' - W = W D A.
 
     Args:
@@ -52,14 +54,17 @@ class UCE:
     """Closed-form erasure on cross-attention keys and values (and, for SDXL, the pooled path)."""
 
     tokens: Tokens = field(
-        default="last", metadata={"help": "token states to edit: last of the name, subject (all of it), or all up to the padding"}
+        default="last",
+        metadata={"help": "token states to edit: last of the name, subject (all of it), or all up to the padding"},
     )
     erase_scale: float = field(default=1.0, metadata={"help": "weight of the erased states (a factor, > 0)"})
     preserve_scale: float = field(default=1.0, metadata={"help": "weight of the preserved states (a factor, >= 0)"})
     ridge: float = field(default=0.5, metadata={"help": "weight of the old weights, the paper's lambda (> 0)"})
     contexts: int = field(default=1, metadata={"help": "sentences in which each name is edited (1 = the bare name)"})
     synonyms: bool = field(default=True, metadata={"help": "erase the concept's known synonyms too"})
-    pooled: bool = field(default=True, metadata={"help": "SDXL: edit the pooled text path as well, which leaks otherwise"})
+    pooled: bool = field(
+        default=True, metadata={"help": "SDXL: edit the pooled text path as well, which leaks otherwise"}
+    )
 
     paper: ClassVar[str] = "arXiv 2308.14761"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -73,7 +78,9 @@ class UCE:
             raise InputError(f"tokens: expected one of {', '.join(get_args(Tokens))}, got {self.tokens!r}")
         for name, low in (("erase_scale", 0.0), ("ridge", 0.0)):
             if not getattr(self, name) > low:
-                raise InputError(f"{name.replace('_', '-')}: expected a number above {low:g}, got {getattr(self, name)}")
+                raise InputError(
+                    f"{name.replace('_', '-')}: expected a number above {low:g}, got {getattr(self, name)}"
+                )
         if not self.preserve_scale >= 0:
             raise InputError(f"preserve-scale: expected a number of at least 0, got {self.preserve_scale}")
         if not self.contexts >= 1:
@@ -107,4 +114,8 @@ class UCE:
 
 def _sentences(concept: Concept, n: int, synonyms: bool) -> list[tuple[str, str]]:
     names = concept.names if synonyms else concept.names[:1]
-    return [(s, t) for name in names for s, t in zip(contexts(concept, n, name), contexts(concept, n, concept.anchor), strict=True)]
+    return [
+        (s, t)
+        for name in names
+        for s, t in zip(contexts(concept, n, name), contexts(concept, n, concept.anchor), strict=True)
+    ]

@@ -1,5 +1,6 @@
 """Galleries, grids and scores. A file here without a leading underscore is an evaluator, and its name is its public
-name."""
+name.
+"""
 
 from ._evaluate import Control, Report, evaluate, mean
 from ._evaluator import Case, Evaluator, evaluators, find

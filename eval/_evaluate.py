@@ -54,9 +54,7 @@ class Control:
         if new:
             gallery = draw(self.backbone, new, how=self.how, label="control")
             seen = self.judges.look(gallery.images)
-            self._done |= {
-                p: row for p, *row in zip(new, gallery.images, seen.objects, seen.styles, strict=True)
-            }  # type: ignore[misc]
+            self._done |= {p: row for p, *row in zip(new, gallery.images, seen.objects, seen.styles, strict=True)}  # type: ignore[misc]
         rows = [self._done[p] for p in prompts]
         manifest = {"model": self.backbone.name, "erasers": [], "sampling": asdict(self.how)}
         images, objects, styles = zip(*rows, strict=True)
@@ -77,6 +75,8 @@ def evaluate(
     (`prompts.canvas_plan`). Several erasers are attached together and scored like one.
 
     Args:
+        eraser: one, or several to be attached together and scored like one.
+        backbone: the pipeline they were made for.
         only: names of evaluators; all by default.
         control: shares the unerased images between calls, and fixes the sampling.
         keep: folder in which to keep both galleries.
@@ -99,7 +99,8 @@ def evaluate(
         gallery.save(keep / "erased", force=True)
     erased = frozenset(c.name for c in concepts)
     by_concept = {
-        c.name: {n: t.score(Case(c, erased, gallery, base, seen, seen_base)) for n, t in tools.items()} for c in concepts
+        c.name: {n: t.score(Case(c, erased, gallery, base, seen, seen_base)) for n, t in tools.items()}
+        for c in concepts
     }
     grid = [k for k, p in enumerate(prompts) if p.role == "grid"]
     settings = {
@@ -148,4 +149,5 @@ def mean(scores: Sequence[Score | NotApplicable]) -> Score | NotApplicable:
 def _concept(record: dict[str, Any]) -> Concept:
     if record["name"] not in canvas.CONCEPTS:
         raise InputError(f"{record['name']!r} is no Canvas concept, so no judge knows it")
-    return Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    return Concept(**values)

@@ -35,7 +35,7 @@ class Case:
 
     @property
     def domain(self) -> str:
-        """ "object" or "style"."""
+        """Either "object" or "style"."""
         return "object" if self.concept.name in {o.name for o in canvas.OBJECTS} else "style"
 
     @property

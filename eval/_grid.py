@@ -14,7 +14,9 @@ from ..prompts import InputError
 INK, PAPER, QUIET = (25, 25, 25), (255, 255, 255), (110, 110, 110)
 
 
-def grid(columns: Mapping[str, Sequence[Image.Image]], rows: Sequence[str], *, cell: int = 128, title: str = "") -> Image.Image:
+def grid(
+    columns: Mapping[str, Sequence[Image.Image]], rows: Sequence[str], *, cell: int = 128, title: str = ""
+) -> Image.Image:
     """A labelled grid.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..pipelines import Backbone, canvas_folder
 from ..prompts import InputError
@@ -46,7 +46,7 @@ class Judges:
 
 
 @torch.no_grad()
-def _names(model: torch.nn.Module, images: Sequence[Image.Image], batch: int) -> list[str]:
+def _names(model: PreTrainedModel, images: Sequence[Image.Image], batch: int) -> list[str]:
     labels = model.config.id2label
     out: list[str] = []
     for k in range(0, len(images), batch):
@@ -63,5 +63,7 @@ def judges(backbone: Backbone) -> Judges:
         InputError: the pipeline's world has none.
     """
     if backbone.preset != "canvas":
-        raise InputError(f"no judges for {backbone.name!r}: UA, IRA and CRA need classifiers trained on its images; known: canvas")
+        raise InputError(
+            f"no judges for {backbone.name!r}: UA, IRA and CRA need classifiers trained on its images; known: canvas"
+        )
     return Judges(canvas_folder("judge-object"), canvas_folder("judge-style"))

@@ -14,8 +14,12 @@ class InPrompt:
     """acc of the other domain on prompts of X (UnlearnCanvas, arXiv 2402.11846), in percent."""
 
     higher_is_better: ClassVar[bool] = True
-    about: ClassVar[str] = "In-prompt retain: judge accuracy for the other domain on the prompts that do name the concept."
+    about: ClassVar[str] = (
+        "In-prompt retain: judge accuracy for the other domain on the prompts that do name the concept."
+    )
 
     def score(self, case: Case) -> Score | NotApplicable:
         """In percent, beside the unerased control."""
-        return case.accuracy(case.other_domain, case.targets(), case.other_domain, "no grid prompt asks for the concept")
+        return case.accuracy(
+            case.other_domain, case.targets(), case.other_domain, "no grid prompt asks for the concept"
+        )

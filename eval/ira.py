@@ -11,10 +11,15 @@ from ._score import NotApplicable, Score
 
 @dataclass(frozen=True)
 class IRA:
-    """IRA(X) = mean acc over the other concepts of X's domain; prompts that ask for X are left out, as in the paper (UnlearnCanvas, arXiv 2402.11846), in percent."""
+    """IRA(X) = mean acc over the other concepts of X's domain (UnlearnCanvas, arXiv 2402.11846), in percent.
+
+    Prompts that ask for X are left out, as in the paper.
+    """
 
     higher_is_better: ClassVar[bool] = True
-    about: ClassVar[str] = "In-domain retain accuracy: judge accuracy for the concept's own domain on prompts without it."
+    about: ClassVar[str] = (
+        "In-domain retain accuracy: judge accuracy for the concept's own domain on prompts without it."
+    )
 
     def score(self, case: Case) -> Score | NotApplicable:
         """In percent, beside the unerased control."""

@@ -14,7 +14,9 @@ class UA:
     """UA(X) = 1 - acc(X) (UnlearnCanvas, arXiv 2402.11846), in percent."""
 
     higher_is_better: ClassVar[bool] = True
-    about: ClassVar[str] = "Unlearning accuracy: share of images asked to show the concept in which the judge does not see it."
+    about: ClassVar[str] = (
+        "Unlearning accuracy: share of images asked to show the concept in which the judge does not see it."
+    )
 
     def score(self, case: Case) -> Score | NotApplicable:
         """In percent, beside the unerased control."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -40,7 +40,7 @@ class Condition:
         return Condition(_zip(self.kwargs, other.kwargs), self.count + other.count)
 
 
-def _map(value: Any, f: Any) -> Any:
+def _map(value: Any, f: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
     if isinstance(value, Tensor):
         return f(value) if value.ndim else value
     if isinstance(value, Mapping):
@@ -48,7 +48,7 @@ def _map(value: Any, f: Any) -> Any:
     return value
 
 
-def _zip(a: Any, b: Any) -> Any:
+def _zip(a: Any, b: Any) -> Any:  # noqa: ANN401
     if isinstance(a, Tensor):
         return torch.cat([a, b]) if a.ndim else a
     if isinstance(a, Mapping):
@@ -123,7 +123,7 @@ class Backbone(Protocol):
         ...
 
     def times(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n training times, [n]."""
+        """N training times, [n]."""
         ...
 
     def latents(self, images: Sequence[Image.Image]) -> Tensor:

@@ -44,7 +44,7 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
         pipe = DiffusionPipeline.from_pretrained(
             where if where.is_dir() else name, dtype=kind, use_safetensors=True, safety_checker=None
         )
-    except (OSError, EnvironmentError, SafetensorError, RepositoryNotFoundError, HFValidationError) as error:
+    except (OSError, SafetensorError, RepositoryNotFoundError, HFValidationError) as error:
         raise InputError(f"cannot load {name!r}: {_first_line(error)}") from error
     try:
         pipe.to(device)

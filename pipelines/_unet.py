@@ -30,6 +30,10 @@ SAMPLERS = {
 }
 
 
+ADAPTER_PARTS = {"base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_dropout"}
+"""What PEFT puts under a layer it adapts."""
+
+
 class UNetBackbone:
     """`Backbone` over `StableDiffusionPipeline`, `StableDiffusionXLPipeline` and their relatives.
 
@@ -73,7 +77,9 @@ class UNetBackbone:
     # ------------------------------------------------------------ text
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        return self._condition(record(self.pipe, self.denoiser, prompt=list(prompts), guidance_scale=1.0)[1], len(prompts))
+        return self._condition(
+            record(self.pipe, self.denoiser, prompt=list(prompts), guidance_scale=1.0)[1], len(prompts)
+        )
 
     def unconditional(self, n: int) -> Condition:
         kwargs = record(self.pipe, self.denoiser, prompt=[""] * n, guidance_scale=2.0)[1]
@@ -226,6 +232,8 @@ class UNetBackbone:
         found = {}
         for component, root in self._roots(group):
             for path, module in root.named_modules():
+                if ADAPTER_PARTS & set(path.split(".")):
+                    continue
                 if isinstance(base := _base(module), nn.Linear) and _in_group(path, group):
                     found[f"{component}.{path}"] = base
         return found
@@ -235,7 +243,7 @@ class UNetBackbone:
             f"{component}.{path}".replace(".base_layer", ""): p
             for component, root in self._roots(group)
             for path, p in root.named_parameters()
-            if _in_group(path, group) and ".lora_" not in path
+            if _in_group(path, group) and not ADAPTER_PARTS - {"base_layer"} & set(path.split("."))
         }
 
     def _roots(self, group: Group) -> list[tuple[str, nn.Module]]:
@@ -254,8 +262,6 @@ def _base(module: nn.Module) -> nn.Module:
 
 
 def _in_group(path: str, group: Group) -> bool:
-    if ".base_layer" in path or ".lora_" in path:
-        path = path.replace(".base_layer", "")
     parts = path.split(".")
     match group:
         case "text-kv":

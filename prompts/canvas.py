@@ -68,7 +68,8 @@ def caption(object_name: str, style_name: str) -> str:
 def training_caption(obj: Concept, style: Concept, rng: random.Random) -> str:
     """One caption of a training image: 40 % the benchmark's sentence, 35 % another template naming both, 12 % only
     the object, 8 % only the style, 5 % empty. A synonym stands for a name one time in three, a filler before or after
-    one sentence in seven. The templates in `HELD_OUT` are never used."""
+    one sentence in seven. The templates in `HELD_OUT` are never used.
+    """
     o = obj.name if rng.random() < 2 / 3 else rng.choice(obj.synonyms)
     s = style.name if rng.random() < 2 / 3 else rng.choice(style.synonyms)
     draw = rng.random()

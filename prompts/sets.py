@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -94,7 +95,7 @@ SETS: dict[str, tuple[str, Callable[[], list[Prompt]]]] = {
         ],
     ),
     **{
-        f"paraphrase:{c.name}": (f"{len(REQUESTS[c.kind])} ways to ask for {c.name}", lambda c=c: paraphrase(c))
+        f"paraphrase:{c.name}": (f"{len(REQUESTS[c.kind])} ways to ask for {c.name}", partial(paraphrase, c))
         for c in canvas.CONCEPTS.values()
     },
 }

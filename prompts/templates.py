@@ -140,7 +140,7 @@ REQUESTS["other"] = REQUESTS["object"]
 
 
 def article(word: str) -> str:
-    """ "a" or "an", by the first letter."""
+    """Either "a" or "an", by the first letter."""
     return "an" if word[:1].lower() in "aeiou" else "a"
 
 

@@ -38,9 +38,9 @@ def test_settings_are_frozen_documented_and_complete(name):
     assert cls.__doc__
     assert importlib.import_module(cls.__module__).__doc__
     assert {"paper", "sd", "canvas"} <= set(cls.presets)
-    for key, _, default, about in options(cls):
-        assert about, f"{name}.{key} has no help"
-        assert default is not None, f"{name}.{key} has no default"
+    for one in options(cls):
+        assert one.help, f"{name}.{one.name} has no help"
+        assert one.default is None or isinstance(one.default, one.type)
     with pytest.raises(FrozenInstanceError):
         setattr(tool, fields(cls)[0].name, None)
     for preset in cls.presets:
@@ -165,12 +165,26 @@ class TestFinding:
 
     @pytest.mark.parametrize("name", ["nowhere:Thing", "json:nothing", "json:JSONDecoder"])
     def test_outside_nonsense(self, name):
-        with pytest.raises(InputError, match="cannot import method|is no method"):
+        with pytest.raises(InputError, match=r"cannot import method|is no method"):
             find(name)
 
     def test_preset(self):
         with pytest.raises(InputError, match="unknown preset of uce 'canva': did you mean 'canvas'"):
             configure("uce", "canva", {})
+
+
+def test_random_has_the_norm_of_what_it_imitates_and_nothing_else(sd):
+    model = erase("moon", sd, method="uce")
+    for rank in (None, 1, 5):
+        noise = erase("moon", sd, method=("random", {"rank": rank}))
+        for name, (a, b) in model.factors.items():
+            x, y = noise.factors[name]
+            assert x.shape[0] == (rank or a.shape[0])
+            torch.testing.assert_close((y @ x).norm(), (b @ a).norm(), rtol=1e-4, atol=0)
+            cosine = ((y @ x) * (b @ a)).sum() / (y @ x).norm() / (b @ a).norm()
+            assert abs(cosine) < 0.2
+    with pytest.raises(InputError, match="rank: expected at least 1, got 0"):
+        configure("random", "sd", {"rank": 0})
 
 
 class TestErase:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -41,6 +42,7 @@ class Fit:
     seed: int = 0
 
 
+M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
@@ -49,7 +51,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
-def fit(name: str, model: nn.Module, loss: Loss, plan: Fit, work: Path) -> nn.Module:
+def fit(name: str, model: M, loss: Loss, plan: Fit, work: Path) -> M:
     """Train `model` in place and return it with its averaged weights.
 
     `loss(step, generator)` gives a scalar and what to log. State lives in `work/name.safetensors` (weights, average,

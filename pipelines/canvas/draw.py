@@ -1,7 +1,8 @@
 """Drawing the Canvas world: 12 silhouettes x 10 ways of rendering, by Pillow and numpy alone.
 
 An image is drawn at four times its size and shrunk, so edges are anti-aliased. Everything that varies (place, size,
-turn, hue, wobble) comes from one seed; everything that makes a style a style (grid, hatching, dots) is fixed.
+turn, stretch, shade) comes from one seed; everything that makes a style a style (palette, grid, hatching, dots) is
+fixed. Textures repeat every 8 pixels, the size of one latent, so that a small autoencoder can learn them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ SIZE = 64
 OVERSAMPLE = 4
 BIG = SIZE * OVERSAMPLE
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Shape = list[tuple[int, NDArray[np.float64]]]  # (1 add | 0 cut, polygon [n, 2] in the unit square's [-1, 1])
 
 
@@ -152,107 +154,95 @@ def _axes() -> tuple[Array, Array]:
 
 
 @cache
-def _noise(cells: int) -> Array:
-    """Smooth fixed noise in 0..1."""
-    small = np.random.default_rng(cells).random((cells, cells))
-    image = Image.fromarray((small * 255).astype(np.uint8)).resize((BIG, BIG), Image.Resampling.BICUBIC)
-    return np.asarray(image, np.float32) / 255
+def _grain() -> Array:
+    """Rough noise in 0..1 that repeats every 32 big pixels."""
+    small = np.random.default_rng(5).random((8, 8))
+    image = Image.fromarray((np.tile(small, (3, 3)) * 255).astype(np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
+    tile = np.asarray(image, np.float32)[32:64, 32:64] / 255
+    return np.tile(tile, (BIG // 32, BIG // 32))
 
 
-@cache
-def _dots() -> tuple[Array, NDArray[np.int64], Array]:
-    """A jittered lattice of dots: coverage, index of the dot under each pixel, fixed tint of each dot."""
-    pitch = 16
-    n = BIG // pitch
-    rng = np.random.default_rng(7)
+def _cells(mask: Array) -> Array:
+    """1 over every tile of 16 big pixels that lies mostly in the mask."""
+    n = BIG // 16
+    inside = mask.reshape(n, 16, n, 16).mean((1, 3)) > 0.45
+    return inside.astype(np.float32).repeat(16, 0).repeat(16, 1)
+
+
+def _plain(colour: Array) -> Array:
+    return np.broadcast_to(colour, (BIG, BIG, 3))
+
+
+def _flat(mask: Array, shade: float) -> Array:
+    return _mix(_plain(_rgb(0.13, 0.22, 0.99)), _rgb(0.01 + 0.05 * shade, 0.85, 0.88), mask)
+
+
+def _pencil(mask: Array, shade: float) -> Array:
     x, y = _axes()
-    cx = (np.arange(n) + 0.5) * pitch
-    gx, gy = np.meshgrid(cx, cx)
-    gx, gy = gx + rng.uniform(-2, 2, gx.shape), gy + rng.uniform(-2, 2, gy.shape)
-    col, row = (x // pitch).astype(int), (y // pitch).astype(int)
-    away = np.hypot(x - gx[row, col], y - gy[row, col])
-    cover = np.clip(6.8 - away, 0, 1).astype(np.float32)
-    return cover, row * n + col, rng.uniform(0.75, 1.0, n * n).astype(np.float32)
+    hatch = np.clip(0.3 + 1.1 * np.sin((x + y) * (2 * np.pi / 32)), 0, 1) * 0.7
+    dark = np.maximum(hatch * mask, 0.8 * _edge(mask, 3))
+    return _mix(_plain(_rgb(0.13, 0.02, 0.99)), _rgb(0.6, 0.08, 0.25 + 0.15 * shade), dark)
 
 
-def _tiles(mask: Array, pitch: int) -> Array:
-    """Mean of the mask in each tile, repeated over the tile."""
-    n = BIG // pitch
-    mean = mask.reshape(n, pitch, n, pitch).mean((1, 3))
-    return mean.repeat(pitch, 0).repeat(pitch, 1)
-
-
-def _flat(mask: Array, hue: float) -> Array:
-    return _mix(np.broadcast_to(_rgb(hue + 0.45, 0.10, 0.97), (*mask.shape, 3)), _rgb(hue, 0.85, 0.85), mask)
-
-
-def _pencil(mask: Array, hue: float) -> Array:
-    x, y = _axes()
-    hatch = np.clip(0.35 + 0.9 * np.sin((x + y) * (2 * np.pi / 22.6)), 0, 1) * 0.62
-    dark = np.maximum(hatch * mask, 0.75 * _edge(mask, 2.5))
-    return _mix(np.broadcast_to(_rgb(0.13, 0.03, 0.98), (*mask.shape, 3)), _rgb(hue, 0.12, 0.28), dark)
-
-
-def _ink(mask: Array, hue: float) -> Array:
+def _ink(mask: Array, shade: float) -> Array:
     _, y = _axes()
     bleed = 0.45 * _blur(mask, 12)
     wash = mask * (0.62 + 0.38 * np.clip((y / BIG - 0.2) / 0.6, 0, 1))
-    return _mix(np.broadcast_to(_rgb(0.11, 0.16, 0.94), (*mask.shape, 3)), _rgb(hue, 0.25, 0.08), np.maximum(bleed, wash))
+    return _mix(_plain(_rgb(0.11, 0.22, 0.93)), _rgb(0.08, 0.3, 0.04 + 0.1 * shade), np.maximum(bleed, wash))
 
 
-def _neon(mask: Array, hue: float) -> Array:
+def _neon(mask: Array, shade: float) -> Array:
     line = _edge(mask, 4.0)
     glow = np.clip(1.5 * _blur(line, 12), 0, 1)
-    image = _mix(np.broadcast_to(_rgb(0.72, 0.6, 0.09), (*mask.shape, 3)), _rgb(hue, 0.95, 0.95), 0.75 * glow)
+    hue = 0.86 + 0.05 * shade
+    image = _mix(_plain(_rgb(0.72, 0.6, 0.09)), _rgb(hue, 0.95, 0.95), 0.75 * glow)
     return _mix(image, _rgb(hue, 0.25, 1.0), line)
 
 
-def _mosaic(mask: Array, hue: float) -> Array:
-    pitch = 16
+def _mosaic(mask: Array, shade: float) -> Array:
     x, y = _axes()
-    inside = (_tiles(mask, pitch) > 0.45).astype(np.float32)
-    tint = 0.72 + 0.28 * _tiles(_noise(BIG // pitch), pitch)
-    image = _mix(np.broadcast_to(_rgb(hue + 0.5, 0.28, 0.92), (*mask.shape, 3)), _rgb(hue, 0.8, 0.8), inside)
-    grout = ((x % pitch < 4) | (y % pitch < 4)).astype(np.float32)
-    return _mix(image * tint[..., None], _rgb(0.1, 0.08, 0.3), 0.9 * grout)
+    checker = ((x // 16 + y // 16) % 2).astype(np.float32)
+    image = _mix(_plain(_rgb(0.12, 0.30, 0.93)), _rgb(0.50 + 0.05 * shade, 0.85, 0.62), _cells(mask))
+    image = image * (1 - 0.14 * checker[..., None])
+    grout = ((x % 16 < 4) | (y % 16 < 4)).astype(np.float32)
+    return _mix(image, _rgb(0.08, 0.25, 0.33), 0.9 * grout)
 
 
-def _watercolor(mask: Array, hue: float) -> Array:
+def _watercolor(mask: Array, shade: float) -> Array:
     soft = _blur(mask, 5)
-    pigment = np.clip(soft * (0.42 + 0.4 * _noise(9)) + 0.45 * _edge(mask, 5) * soft, 0, 1)
-    paper = np.broadcast_to(_rgb(0.12, 0.05, 0.99), (*mask.shape, 3))
-    stain = _mix(paper, _rgb(hue + 0.08, 0.5, 0.9), 0.30 * _blur(mask, 22))
-    return _mix(stain, _rgb(hue, 0.75, 0.72), pigment)
-
-
-def _blueprint(mask: Array, hue: float) -> Array:
     x, y = _axes()
-    paper = np.broadcast_to(_rgb(0.60 + 0.03 * np.sin(2 * np.pi * hue), 0.82, 0.62), (*mask.shape, 3))
+    pool = 0.5 + 0.5 * np.sin(x / 41 + 2) * np.cos(y / 33)
+    pigment = np.clip(soft * (0.42 + 0.3 * pool) + 0.45 * _edge(mask, 5) * soft, 0, 1)
+    hue = 0.60 + 0.06 * shade
+    stain = _mix(_plain(_rgb(0.12, 0.05, 0.99)), _rgb(hue - 0.12, 0.55, 0.92), 0.45 * _blur(mask, 22))
+    return _mix(stain, _rgb(hue, 0.8, 0.78), pigment)
+
+
+def _blueprint(mask: Array, shade: float) -> Array:
+    x, y = _axes()
+    paper = _plain(_rgb(0.60 + 0.02 * shade, 0.82, 0.60))
     grid = ((x % 32 < 3) | (y % 32 < 3)).astype(np.float32)
-    image = _mix(paper, _rgb(0.58, 0.35, 0.9), 0.38 * grid)
-    return _mix(image, _rgb(0.58, 0.04, 1.0), _edge(mask, 3.5))
+    return _mix(_mix(paper, _rgb(0.58, 0.35, 0.9), 0.35 * grid), _rgb(0.58, 0.04, 1.0), _edge(mask, 4.0))
 
 
-def _stripes(mask: Array, hue: float) -> Array:
+def _stripes(mask: Array, shade: float) -> Array:
     _, y = _axes()
     band = np.clip(0.5 + 3 * np.sin(y * (2 * np.pi / 32)), 0, 1)
-    fill = _mix(np.broadcast_to(_rgb(hue, 0.9, 0.8), (*mask.shape, 3)), _rgb(hue + 0.33, 0.35, 1.0), band)
-    return _mix(np.broadcast_to(_rgb(hue + 0.33, 0.05, 0.95), (*mask.shape, 3)), fill, mask)
+    fill = _mix(_plain(_rgb(0.76 + 0.05 * shade, 0.75, 0.7)), _rgb(0.13, 0.65, 1.0), band)
+    return _mix(_plain(_rgb(0.40, 0.10, 0.96)), fill, mask)
 
 
-def _pointillism(mask: Array, hue: float) -> Array:
-    cover, index, tint = _dots()
-    n = BIG // 16
-    inside = (mask.reshape(n, 16, n, 16).mean((1, 3)).reshape(-1) > 0.45)[index].astype(np.float32)
-    colour = _mix(np.broadcast_to(_rgb(hue + 0.45, 0.22, 0.93), (*mask.shape, 3)), _rgb(hue, 0.9, 0.78), inside)
-    return _mix(np.broadcast_to(_rgb(0.13, 0.03, 1.0), (*mask.shape, 3)), colour * tint[index][..., None], cover)
+def _pointillism(mask: Array, shade: float) -> Array:
+    x, y = _axes()
+    cover = np.clip(7.2 - np.hypot(x % 16 - 7.5, y % 16 - 7.5), 0, 1)
+    colour = _mix(_plain(_rgb(0.15, 0.45, 0.97)), _rgb(0.36 + 0.05 * shade, 0.85, 0.55), _cells(mask))
+    return _mix(_plain(_rgb(0.13, 0.03, 1.0)), colour, cover)
 
 
-def _chalk(mask: Array, hue: float) -> Array:
-    grain = np.clip(0.35 + 0.9 * _noise(52), 0, 1)
-    dust = 0.10 * _noise(10)
-    board = _mix(np.broadcast_to(_rgb(0.40, 0.35, 0.22), (*mask.shape, 3)), _rgb(0.4, 0.1, 0.9), dust)
-    return _mix(board, _rgb(hue, 0.22, 0.97), np.clip(mask * 0.62 * grain + 0.75 * _edge(mask, 3.0) * grain, 0, 1))
+def _chalk(mask: Array, shade: float) -> Array:
+    grain = np.clip(0.45 + 0.8 * _grain(), 0, 1)
+    dust = np.clip(mask * 0.6 * grain + 0.75 * _edge(mask, 3.5), 0, 1)
+    return _mix(_plain(_rgb(0.40, 0.38, 0.20)), _rgb(0.10 + 0.06 * shade, 0.25, 0.98), dust)
 
 
 RENDERERS: dict[str, Callable[[Array, float], Array]] = {

@@ -112,7 +112,8 @@ def judge(names: list[str]) -> ResNetForImageClassification:
 
 def vae() -> AutoencoderKL:
     """SD 1.x' autoencoder in everything but width: factor 8, 4 latent channels. Eight normalisation groups, because 32
-    groups of 32 channels would normalise each channel alone and lose the colours."""
+    groups of 32 channels would normalise each channel alone and lose the colours.
+    """
     widths = (32, 32, 96, 96)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -151,4 +152,5 @@ def scheduler() -> DDIMScheduler:
 
 
 def device() -> torch.device:
+    """A GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,217 @@
+"""The command line as a user meets it: what it writes, and every mistake in one line with exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+import tiny
+from erasers.app import cli
+
+
+def run(*args, cwd=None):
+    """In this process: (exit code, stdout, stderr)."""
+    import contextlib
+    import io
+    import os
+
+    streams = io.StringIO(), io.StringIO()
+    old, code = os.getcwd(), 0
+    os.chdir(cwd or old)
+    consoles = cli.out.file, cli.err.file
+    cli.out.file, cli.err.file = streams
+    argv, sys.argv = sys.argv, ["erasers", *map(str, args)]
+    try:
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            cli.main()
+    except SystemExit as leave:
+        code = leave.code or 0
+    finally:
+        sys.argv = argv
+        cli.out.file, cli.err.file = consoles
+        os.chdir(old)
+    return code, streams[0].getvalue(), streams[1].getvalue()
+
+
+@pytest.fixture(scope="module")
+def eraser(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "moon"
+    assert run("erase", "moon", "--out", folder)[0] == 0
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_erase_writes_an_eraser_and_says_what_next(tmp_path):
+    code, out, _ = run("erase", "moon", "star", "--out", tmp_path / "e", "--seed", 3, "--ridge", 2, "--no-synonyms")
+    assert code == 0
+    record = json.loads((tmp_path / "e/eraser_config.json").read_text())
+    assert [c["name"] for c in record["concepts"]] == ["moon", "star"]
+    assert (record["seed"], record["settings"]["ridge"], record["settings"]["synonyms"]) == (3, 2.0, False)
+    assert record["settings"]["contexts"] == 6, "the Canvas preset"
+    assert "next: erasers grid" in out
+
+
+def test_default_folder_anchor_preserve_and_preset(tmp_path):
+    args = ("erase", "moon", "--anchor", "cat", "--preserve", "star, ink", "--preset", "paper")
+    assert run(*args, cwd=tmp_path)[0] == 0
+    record = json.loads((tmp_path / "eraser-moon-uce/eraser_config.json").read_text())
+    assert record["concepts"][0]["anchor"] == "cat"
+    assert record["preserve"] == ["star", "ink"]
+    assert record["settings"]["contexts"] == 1
+
+
+def test_empty_anchor_erases_to_nothing(tmp_path):
+    assert run("erase", "moon", "--anchor", "", "--out", tmp_path / "e")[0] == 0
+    assert json.loads((tmp_path / "e/eraser_config.json").read_text())["concepts"][0]["anchor"] == ""
+
+
+def test_folder_as_model(tmp_path):
+    tiny.sd().save_pretrained(tmp_path / "m")
+    code, _, err = run("erase", "a cat", "--model", tmp_path / "m", "--out", tmp_path / "e", "--tokens", "subject")
+    assert (code, err) == (0, "") or "Loading" in err
+    assert json.loads((tmp_path / "e/eraser_config.json").read_text())["concepts"][0]["anchor"] == ""
+
+
+def test_draw_and_grid(eraser, tmp_path):
+    (tmp_path / "p.csv").write_text("text,seed\na moon,1\na cat,2\n")
+    args = ("--eraser", eraser, "--prompts", tmp_path / "p.csv", "--steps", 2)
+    assert run("draw", *args, "--seeds", 2, "--out", tmp_path / "g")[0] == 0
+    manifest = json.loads((tmp_path / "g/manifest.json").read_text())
+    assert [(r["text"], r["seed"]) for r in manifest["images"]] == [
+        ("a moon", 0),
+        ("a moon", 1),
+        ("a cat", 0),
+        ("a cat", 1),
+    ]
+    assert manifest["sampling"]["steps"] == 2
+    assert manifest["erasers"][0]["concepts"][0]["name"] == "moon"
+    assert run("draw", *args, "--out", tmp_path / "g")[0] == 2
+    assert run("draw", *args, "--out", tmp_path / "g", "--force")[0] == 0
+    assert run("grid", *args, "--out", tmp_path / "g.png")[0] == 0
+    assert Image.open(tmp_path / "g.png").size[0] > 2 * 128
+
+
+def test_evaluate_json_has_the_promised_shape(eraser, tmp_path):
+    code, out, _ = run(
+        "evaluate", "--eraser", eraser, "--steps", 1, "--json", "--only", "ua,ira,cra", "--out", tmp_path / "s.json"
+    )
+    assert code == 0
+    report = json.loads(out)
+    assert report == json.loads((tmp_path / "s.json").read_text())
+    assert set(report["scores"]) == {"ua", "ira", "cra"}
+    for score in report["scores"].values():
+        assert {"value", "n", "low", "high"} <= set(score)
+        assert 0 <= score["low"] <= score["value"] <= score["high"] <= 100
+    assert report["scores"]["ua"]["n"] == 50
+    assert report["settings"]["sampling"]["steps"] == 1
+
+
+def test_export_and_inspect(eraser, tmp_path):
+    for to in ("peft", "kohya"):
+        assert run("export", eraser, "--to", to, "--out", tmp_path / f"{to}.safetensors")[0] == 0
+        assert load_file(tmp_path / f"{to}.safetensors")
+    code, out, _ = run("inspect", eraser, tmp_path / "kohya.safetensors", "--json")
+    assert code == 0
+    assert [i["concepts"] for i in json.loads(out)] == [["moon"], ["moon"]]
+    assert "moon" in run("inspect", eraser)[1]
+
+
+@pytest.mark.parametrize("what", ["models", "methods", "evaluators", "prompts"])
+def test_lists(what):
+    rows = json.loads(run("list", what, "--json")[1])
+    assert all("id" in r for r in rows)
+    if what == "models":
+        assert all((Path(r["path"]) / "model_index.json").exists() for r in rows)
+    assert rows[0]["id"] in run("list", what)[1]
+
+
+def test_help_names_every_flag_with_its_default():
+    out = run("erase", "--help")[1]
+    for word in ("--tokens", "--ridge", "--no-synonyms", "--erase-scale", "Default: 0.5", "--anchor", "--preserve"):
+        assert word in out
+    assert "--strength" in run("erase", "--method", "random", "--help")[1]
+    for command in ("draw", "grid", "evaluate", "export", "inspect", "list"):
+        assert run(command, "--help")[0] == 0
+
+
+BAD = {
+    "unknown method": (["erase", "moon", "--method", "uec"], "did you mean 'uce'"),
+    "unknown model": (["erase", "moon", "--model", "canvas-ds"], "did you mean 'canvas-sd'"),
+    "no concept": (["erase"], "no concept given"),
+    "empty concept": (["erase", ""], "expected a concept name"),
+    "unknown concept": (["erase", "mooon"], "did you mean 'moon'"),
+    "anchor is the concept": (["erase", "moon", "--anchor", "moon"], "is the concept itself"),
+    "misspelt flag": (["erase", "moon", "--rige", "1"], "--ridge"),
+    "misspelt command": (["eras", "moon"], "erase"),
+    "not a number": (["erase", "moon", "--ridge", "much"], "much"),
+    "bad setting": (["erase", "moon", "--ridge", "0"], "ridge: expected a number above 0"),
+    "rank 0": (["erase", "moon", "--method", "random", "--rank", "0"], "rank: expected at least 1"),
+    "unknown preset": (["erase", "moon", "--preset", "papr"], "did you mean 'paper'"),
+    "resume a closed form": (["erase", "moon", "--resume"], "has no checkpoints"),
+    "unwritable output": (["erase", "moon", "--out", "/proc/nowhere/e"], "cannot write"),
+    "no eraser": (["grid", "--out", "g.png"], "no eraser given"),
+    "missing eraser": (["grid", "--eraser", "nothing", "--out", "g.png"], "no eraser at nothing"),
+    "grid is no png": (["grid", "--eraser", "E", "--out", "g.jpg"], "ending in .png"),
+    "unknown prompts": (["draw", "--prompts", "canvs", "--out", "d"], "did you mean 'canvas'"),
+    "empty prompts": (["draw", "--prompts", "empty.csv", "--out", "d"], "has a header and no prompts"),
+    "unknown evaluator": (["evaluate", "--eraser", "E", "--only", "uaa"], "did you mean 'ua'"),
+    "export to nowhere": (["export", "E", "--to", "koya", "--out", "x.safetensors"], "did you mean 'kohya'"),
+    "pickle": (["inspect", "evil.bin"], "is a pickle"),
+    "truncated": (["inspect", "cut.safetensors"], "no whole safetensors file"),
+    "unknown list": (["list", "model"], "did you mean 'models'"),
+    "unknown dtype": (["erase", "moon", "--dtype", "fp16"], "did you mean 'float16'"),
+    "zero steps": (["draw", "--out", "d", "--steps", "0"], "steps: expected at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_mistakes(name, eraser, tmp_path):
+    args, message = BAD[name]
+    (tmp_path / "empty.csv").write_text("text\n")
+    (tmp_path / "evil.bin").write_bytes(b"\x80\x04.")
+    (tmp_path / "cut.safetensors").write_bytes((eraser / "pytorch_lora_weights.safetensors").read_bytes()[:-9])
+    before = snapshot(tmp_path)
+    code, out, err = run(*(str(eraser) if a == "E" else a for a in args), cwd=tmp_path)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    if err.startswith("erasers: "):
+        assert len(err.strip().splitlines()) == 1
+    assert out == ""
+    assert snapshot(tmp_path) == before
+
+
+def test_existing_output(eraser):
+    before = snapshot(eraser)
+    code, _, err = run("erase", "moon", "--out", eraser)
+    assert code == 2
+    assert "add --force" in err
+    assert snapshot(eraser) == before
+    assert run("erase", "moon", "--out", eraser, "--force")[0] == 0
+
+
+def test_eraser_for_another_base(eraser, tmp_path):
+    tiny.sd().save_pretrained(tmp_path / "m")
+    code, _, err = run("draw", "--model", tmp_path / "m", "--eraser", eraser, "--out", tmp_path / "d")
+    assert code == 2
+    assert "was made for 'canvas-sd'" in err
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_installed_command(eraser):
+    """The real entry point in a real process, once well and once badly."""
+    program = Path(sys.executable).with_name("erasers")
+    good = subprocess.run([program, "inspect", str(eraser), "--json"], capture_output=True, text=True)
+    assert good.returncode == 0
+    assert json.loads(good.stdout)[0]["method"] == "uce"
+    bad = subprocess.run([program, "erase", "moon", "--method", "nope"], capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("erasers: unknown method 'nope'")
+    assert len(bad.stderr.strip().splitlines()) == 1
