@@ -7,7 +7,6 @@ writes OUT.jsonl (one row per method and concept; a rerun goes on where it stopp
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from erasers.erase import erase
 from erasers.eval import Control, evaluate
 from erasers.pipelines import load
 from erasers.prompts import canvas
+from memory import Peak
 
 SCORES = ("ua", "synonym_ua", "held_out_ua", "ira", "cra", "neighbours", "in_prompt")
 
@@ -23,11 +23,10 @@ SCORES = ("ua", "synonym_ua", "held_out_ua", "ira", "cra", "neighbours", "in_pro
 def row(method: str, name: str, settings: dict, control: Control) -> dict:
     """Erase, save, score one concept."""
     backbone = control.backbone
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    eraser = erase(name, backbone, method=(method, settings))
-    seconds = time.perf_counter() - start
-    extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    with Peak() as memory:
+        start = time.perf_counter()
+        eraser = erase(name, backbone, method=(method, settings))
+        seconds = time.perf_counter() - start
     with TemporaryDirectory() as folder:
         file = eraser.export(Path(folder) / "e.safetensors")
         size = file.stat().st_size
@@ -37,7 +36,7 @@ def row(method: str, name: str, settings: dict, control: Control) -> dict:
         "settings": settings,
         "concept": name,
         "seconds": round(seconds, 3),
-        "extra_mb": round(extra, 1),
+        "extra_mb": round(memory.extra, 1),
         "bytes": size,
         "rank": eraser.rank,
         "scores": {k: v.to_json() for k, v in report.scores.items()},
@@ -57,7 +56,9 @@ def table(rows: list[dict], method: str) -> str:
 
     for r in rows:
         figures = " | ".join(cell(r["scores"][k]) for k in SCORES)
-        lines.append(f"| {r['concept']} | {figures} | {r['seconds']:.2f} | {r['extra_mb']:.0f} | {r['bytes'] / 1e3:.0f} |")
+        lines.append(
+            f"| {r['concept']} | {figures} | {r['seconds']:.2f} | {r['extra_mb']:.0f} | {r['bytes'] / 1e3:.0f} |"
+        )
     for label, names in (("objects", canvas.OBJECTS), ("styles", canvas.STYLES)):
         part = [r for r in rows if r["concept"] in {c.name for c in names}]
         if part:

@@ -5,7 +5,6 @@ the size of the key and value weights.
 """
 
 import argparse
-import resource
 import statistics
 import tempfile
 import time
@@ -13,12 +12,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
 from erasers.erase import Task
 from erasers.erase.uce import UCE
 from erasers.pipelines import wrap
 from erasers.pipelines.canvas.models import vocabulary
 from erasers.prompts import Concept
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from memory import Peak
 
 
 def sd15() -> StableDiffusionPipeline:
@@ -40,16 +41,13 @@ def sd15() -> StableDiffusionPipeline:
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=tok,
         unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval(),
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-def peak() -> float:
-    """Peak memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -63,17 +61,19 @@ def main() -> None:
     backbone = wrap(sd15(), "sd15-shape")
     weights = sum(m.weight.numel() * 4 for m in backbone.modules("text-kv").values()) / 2**20
     print(f"key and value weights: {weights:.1f} MB in {len(backbone.modules('text-kv'))} layers")
-    print("concepts  seconds (median of %d)  rank  extra peak MB" % args.runs)
+    print(f"concepts  seconds (median of {args.runs})  rank  extra peak MB")
     for n in (1, 10, 100):
         task = Task(tuple(Concept(f"concept{k}", "anchor") for k in range(n)), (), 0)
-        before, seconds, factors = peak(), [], {}
+        seconds, extra, factors = [], 0.0, {}
         for _ in range(args.runs):
             factors = {}
-            start = time.perf_counter()
-            factors = UCE().run(backbone, task)
-            seconds.append(time.perf_counter() - start)
+            with Peak() as memory:
+                start = time.perf_counter()
+                factors = UCE().run(backbone, task)
+                seconds.append(time.perf_counter() - start)
+            extra = max(extra, memory.extra)
         rank = next(iter(factors.values()))[0].shape[0]
-        print(f"{n:8d}  {statistics.median(seconds):22.3f}  {rank:4d}  {peak() - before:13.1f}")
+        print(f"{n:8d}  {statistics.median(seconds):22.3f}  {rank:4d}  {extra:13.1f}")
 
 
 if __name__ == "__main__":

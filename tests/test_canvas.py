@@ -48,8 +48,13 @@ class TestRecipe:
         g = torch.Generator().manual_seed(0)
         image, text = (nn.functional.normalize(torch.randn(6, 8, generator=g), dim=-1) for _ in range(2))
         logits = 7.0 * image @ text.T
-        want = (nn.functional.cross_entropy(logits, torch.arange(6)) + nn.functional.cross_entropy(logits.T, torch.arange(6))) / 2
-        torch.testing.assert_close(train.clip_loss(image, text, torch.tensor(7.0), torch.eye(6, dtype=torch.bool)), want)
+        want = (
+            nn.functional.cross_entropy(logits, torch.arange(6))
+            + nn.functional.cross_entropy(logits.T, torch.arange(6))
+        ) / 2
+        torch.testing.assert_close(
+            train.clip_loss(image, text, torch.tensor(7.0), torch.eye(6, dtype=torch.bool)), want
+        )
 
     def test_snr_weight(self):
         alphas = torch.tensor([0.5, 0.9, 0.99])
@@ -81,7 +86,13 @@ class TestRecipe:
     def test_divergence_stops(self, tmp_path):
         model = nn.Linear(1, 1)
         with pytest.raises(FloatingPointError, match="step 0"):
-            fit("m", model, lambda s, g: (model(torch.ones(1, 1)).sum() * float("nan"), {}), Fit(steps=2, lr=1.0), tmp_path)
+            fit(
+                "m",
+                model,
+                lambda s, g: (model(torch.ones(1, 1)).sum() * float("nan"), {}),
+                Fit(steps=2, lr=1.0),
+                tmp_path,
+            )
 
 
 class TestShipped:
@@ -129,7 +140,10 @@ class TestShipped:
         images = [Image.fromarray(i.permute(1, 2, 0).numpy()) for i in data.images]
         judge = judges(canvas)
         assert isinstance(judge, Judges)
-        for shown in (images, [i for k in range(0, 240, 60) for i in canvas.decode(canvas.latents(images[k : k + 60]))]):
+        for shown in (
+            images,
+            [i for k in range(0, 240, 60) for i in canvas.decode(canvas.latents(images[k : k + 60]))],
+        ):
             seen = judge.look(shown)
             right = [
                 np.mean([a == OBJECT_NAMES[b] for a, b in zip(seen.objects, data.objects, strict=True)]),

@@ -9,8 +9,6 @@ from torch import Tensor
 from transformers import CLIPModel
 
 
-
-
 def config(model: CLIPModel) -> dict[str, Any]:
     """What open_clip reads from `open_clip_config.json`."""
     text, vision = model.config.text_config, model.config.vision_config

@@ -1,0 +1,61 @@
+"""What the documents show is run: the README's Python and shell, and the notebooks."""
+
+import re
+import shlex
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from test_cli import run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebook(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    assert not any(c.get("outputs") for c in notebook.cells), "commit notebooks without outputs"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+@pytest.mark.slow
+def test_readme_commands_and_python(tmp_path, monkeypatch):
+    """In a reader's order, in an empty folder; commands that name the reader's own model are skipped."""
+    monkeypatch.chdir(tmp_path)
+    shell, python = re.findall(r"```sh\n(.*?)```", README, re.S)[1], re.findall(r"```python\n(.*?)```", README, re.S)
+    lines = [line for line in shell.splitlines() if "you/" not in line]
+    assert len(lines) == 3
+    for line in lines:
+        words = shlex.split(line.partition("#")[0])
+        assert words[0] == "erasers"
+        assert run(*words[1:])[0] == 0, line
+    assert (tmp_path / "grid.png").exists()
+    scope = {}
+    exec(python[0], scope)
+    assert scope["report"].scores["ua"].n == 50
+    scope["pipe"] = scope["backbone"].pipe
+    exec(python[1], scope)
+    scope["pipe"].unload_lora_weights()
+    exec(python[2], scope)
+    assert not scope["handle"].is_active()
+
+
+def test_links_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_strange_addresses():
+    """No registry host, nothing fetched at run time, no path of one machine."""
+    for path in [
+        p for p in ROOT.rglob("*") if p.suffix in (".py", ".md", ".toml", ".yaml", ".json") and ".venv" not in p.parts
+    ]:
+        if ".git" in path.parts or "demo" in path.parts:
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        assert not re.search(r"https?://[^\s)\"']*/simple/", text), path
+        assert "/root/" not in text or path.name == "test_documents.py", path
