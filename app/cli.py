@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompt
 
 DEFAULT_METHOD = "uce"
+USAGE: Any = typer.BadParameter.__mro__[2]  # typer's base of all complaints about the words of a command
 out = Console()
 err = Console(stderr=True)
 
@@ -423,14 +424,19 @@ def build(args: list[str]) -> typer.Typer:
     return app
 
 
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from .. import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+def _version(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
 
 
 def _plain_erase() -> Callable[..., None]:
@@ -449,10 +455,22 @@ def main() -> None:
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        build(sys.argv[1:])()
+        code = build(sys.argv[1:])(standalone_mode=False)
     except InputError as error:
-        err.print(f"erasers: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _complain(str(error))
+    except USAGE as error:
+        if len(sys.argv) == 1:  # nothing was asked for: typer's message is the help
+            error.show()
+            sys.exit(2)
+        _complain(" ".join(error.format_message().split()))
+    except typer.Abort:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> NoReturn:
+    err.print(f"erasers: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

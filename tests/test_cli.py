@@ -149,6 +149,9 @@ BAD = {
     "unknown concept": (["erase", "mooon"], "did you mean 'moon'"),
     "anchor is the concept": (["erase", "moon", "--anchor", "moon"], "is the concept itself"),
     "misspelt flag": (["erase", "moon", "--rige", "1"], "--ridge"),
+    "misspelt method flag": (["erase", "moon", "--method", "random", "--strenght", "1"], "--strength"),
+    "missing value": (["draw", "--out"], "--out"),
+    "missing flag": (["draw"], "--out"),
     "misspelt command": (["eras", "moon"], "erase"),
     "not a number": (["erase", "moon", "--ridge", "much"], "much"),
     "bad setting": (["erase", "moon", "--ridge", "0"], "ridge: expected a number above 0"),
@@ -182,8 +185,8 @@ def test_mistakes(name, eraser, tmp_path):
     assert code == 2
     assert message in " ".join(err.split())
     assert "Traceback" not in err
-    if err.startswith("erasers: "):
-        assert len(err.strip().splitlines()) == 1
+    assert err.startswith("erasers: ")
+    assert len(err.strip().splitlines()) == 1
     assert out == ""
     assert snapshot(tmp_path) == before
 
