@@ -31,8 +31,6 @@ class Peak:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         self.extra = max(self.extra, resident() - self._start)
         self._stop.set()
         self._thread.join()
