@@ -1,5 +1,5 @@
 # Two commands are all a newcomer needs: `make demo` and `make test`. Both set up .venv first.
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
 .PHONY: setup demo test check bench clean
@@ -15,11 +15,10 @@ setup: .venv/ready
 	@touch $@
 
 demo: setup
-	@rm -rf demo.part && mkdir -p demo.part
-	$(BIN)/erasers erase moon --out demo.part/eraser
-	$(BIN)/erasers grid --eraser demo.part/eraser --out demo.part/grid.png
-	$(BIN)/erasers evaluate --eraser demo.part/eraser --out demo.part/scores.json
-	@rm -rf demo && mv demo.part demo
+	@rm -rf demo
+	$(BIN)/erasers erase moon --out demo/eraser
+	$(BIN)/erasers grid --eraser demo/eraser --out demo/grid.png
+	$(BIN)/erasers evaluate --eraser demo/eraser --out demo/scores.json
 	@echo
 	@echo "Open demo/grid.png first: left the original, right the same prompts and seeds without the moon."
 	@echo "Then demo/scores.json (the figures above, with intervals) and demo/eraser/README.md (how to load the file)."
@@ -37,4 +36,4 @@ bench: setup
 	$(BIN)/python bench/uce_speed.py
 
 clean:
-	rm -rf .venv demo demo.part build *.egg-info
+	rm -rf .venv demo build *.egg-info

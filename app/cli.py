@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..prompts import InputError, unknown
@@ -62,7 +63,7 @@ def erase(
     preserve: Annotated[
         str | None, typer.Option(help="Names to protect, with commas. Default: on Canvas all others, else neighbours.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every draw (a whole number).")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every draw (a whole number).", min=0, max=2**63 - 1)] = 0,
     out_folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write. Default: eraser-CONCEPT-METHOD.")
     ] = None,
@@ -84,11 +85,11 @@ def erase(
     folder = out_folder or Path(
         f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_")
     )
-    from ..erase import check_target, configure
+    from ..erase import CONFIG_FILE, check_target, configure
     from ..erase import concept as known
     from ..erase import erase as run
 
-    check_target(folder, force)
+    check_target(folder, force, holds=CONFIG_FILE)
     given = {k: v for k, v in settings.items() if v is not None}
     if preset is not None:
         configure(method, preset, given)
@@ -105,12 +106,11 @@ def erase(
     seconds = time.perf_counter() - start
     eraser.save_pretrained(folder, force=force, verify=backbone)
     size = sum(f.stat().st_size for f in folder.glob("pytorch_lora_weights.safetensors"))
-    out.print(
-        f"[bold]{', '.join(eraser.recipe.names)}[/bold] erased from {backbone.name} by {method} in {seconds:.2f} s: "
-        f"rank {eraser.rank}, {len(eraser.factors)} layers, {size / 1e6:.2f} MB, in {folder}",
-        soft_wrap=True,
+    _say(
+        f"{', '.join(eraser.recipe.names)} erased from {backbone.name} by {method} in {seconds:.2f} s: "
+        f"rank {eraser.rank}, {len(eraser.factors)} layers, {size / 1e6:.2f} MB, in {folder}"
     )
-    out.print(f"next: erasers grid --model {model} --eraser {folder} --out grid.png", soft_wrap=True, highlight=False)
+    _say(f"next: erasers grid --model {model} --eraser {folder} --out grid.png")
 
 
 def draw(
@@ -127,17 +127,23 @@ def draw(
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Draw a prompt set, with erasers on or without."""
+    """Draw a prompt set; with erasers on, into OUT/erased, and beside it the unerased control in OUT/original."""
     wanted = _prompts(prompts, seeds)
     from ..eval import check_place
     from ..eval import draw as run
 
-    check_place(out_folder, force)
+    sides = {"original": out_folder / "original", "erased": out_folder / "erased"} if eraser else {"": out_folder}
+    for place in sides.values():
+        check_place(place, force)
     loaded = _erasers(eraser)
     backbone = _load(model, dtype, device)
-    gallery = run(backbone, wanted, loaded, how=_sampling(backbone, steps, guidance))
-    gallery.save(out_folder, force=force)
-    out.print(f"{len(gallery.images)} images in {out_folder}, {gallery.manifest['seconds']:.1f} s", soft_wrap=True)
+    how = _sampling(backbone, steps, guidance)
+    for one in loaded:
+        one.check_base(backbone)
+    for side, place in sides.items():
+        gallery = run(backbone, wanted, loaded if side == "erased" else (), how=how, label=side or "draw")
+        gallery.save(place, force=force)
+        _say(f"{len(gallery.images)} images in {place}, {gallery.manifest['seconds']:.1f} s")
 
 
 def grid(
@@ -145,7 +151,7 @@ def grid(
     model: ModelOption = "canvas-sd",
     eraser: ErasersOption = None,
     prompts: PromptsOption = None,
-    cell: Annotated[int, typer.Option(help="Side of one image in pixels.", min=32, max=1024)] = 128,
+    cell: Annotated[int, typer.Option(help="Side of one image in pixels.", min=64, max=1024)] = 128,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     force: ForceOption = False,
@@ -168,13 +174,12 @@ def grid(
     backbone = _load(model, dtype, device)
     how = _sampling(backbone, steps, guidance)
     columns = {"original": run(backbone, wanted, how=how, label="original").images}
-    for one in loaded:
+    for k, one in enumerate(loaded, start=1):
         title = f"{', '.join(one.recipe.names)} ({one.recipe.method})"
-        while title in columns:
-            title += " "
+        title = f"{k}: {title}" if title in columns else title
         columns[title] = run(backbone, wanted, [one], how=how, label=title).images
     save_image(sheet(columns, [f"{p.text} ({p.seed})" for p in wanted], cell=cell, title=backbone.name), out_file)
-    out.print(f"{len(wanted)} rows x {len(columns)} columns in {out_file}", soft_wrap=True)
+    _say(f"{len(wanted)} rows x {len(columns)} columns in {out_file}")
 
 
 def evaluate(
@@ -210,7 +215,12 @@ def evaluate(
     for one in loaded:
         one.check_base(backbone)
     report = run(
-        loaded, backbone, only=names, control=Control(backbone, _sampling(backbone, steps, guidance)), keep=keep
+        loaded,
+        backbone,
+        only=names,
+        control=Control(backbone, _sampling(backbone, steps, guidance)),
+        keep=keep,
+        force=force,
     )
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
@@ -246,7 +256,7 @@ def export(
         raise unknown("dtype", dtype, kinds)
     loaded = _erasers([eraser])[0]
     loaded.export(out_file, to, dtype=kinds[dtype] if dtype else None, force=force)  # type: ignore[arg-type]
-    out.print(f"{out_file}: {out_file.stat().st_size / 1e6:.2f} MB, {to} keys", soft_wrap=True)
+    _say(f"{out_file}: {out_file.stat().st_size / 1e6:.2f} MB, {to} keys")
 
 
 def inspect(
@@ -261,10 +271,10 @@ def inspect(
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
     for item in found:
-        table = Table(title=item["path"], show_header=False, title_justify="left")
+        table = Table(title=escape(item["path"]), show_header=False, title_justify="left")
         for key, value in item.items():
             if key != "path":
-                table.add_row(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+                table.add_row(key, escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
         out.print(table)
 
 
@@ -348,7 +358,7 @@ def _prompts(source: str | None, seeds: int | None) -> list[Prompt]:
     from ..prompts import load
 
     rows = load(source or "canvas-demo")
-    return rows if seeds is None else [replace(p, seed=s) for p in dict.fromkeys(rows) for s in range(seeds)]
+    return rows if seeds is None else list(dict.fromkeys(replace(p, seed=s) for p in rows for s in range(seeds)))
 
 
 def _sampling(backbone: Backbone, steps: int | None, guidance: float | None) -> Any:  # noqa: ANN401
@@ -358,6 +368,10 @@ def _sampling(backbone: Backbone, steps: int | None, guidance: float | None) -> 
 
     given: dict[str, Any] = {k: v for k, v in {"steps": steps, "guidance": guidance}.items() if v is not None}
     return replace(sampling(backbone), **given)
+
+
+def _say(message: str) -> None:
+    out.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -43,9 +43,8 @@ def row(method: str, name: str, settings: dict, control: Control) -> dict:
     }
 
 
-def table(rows: list[dict], method: str) -> str:
+def table(rows: list[dict]) -> str:
     """A Markdown table of one method: value (change against the unerased control) per concept, and the mean."""
-    rows = [r for r in rows if r["method"] == method]
     lines = [
         "| concept | " + " | ".join(SCORES) + " | s | MB | KB |",
         "|---|" + "---:|" * (len(SCORES) + 3),
@@ -76,23 +75,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", default="uce,random")
     parser.add_argument("--concepts", default=",".join(canvas.CONCEPTS))
-    parser.add_argument("--settings", default="{}", help="JSON object of settings, for every method")
+    parser.add_argument("--settings", default="{}", help='JSON: {"uce": {"ridge": 0.1}}')
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     log = args.out.with_suffix(".jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {(r["method"], r["concept"]) for r in rows}
+    chosen = json.loads(args.settings)
+    done = {(r["method"], json.dumps(r["settings"]), r["concept"]) for r in rows}
     control = Control(load("canvas-sd"))
     for method in args.methods.split(","):
         for name in args.concepts.split(","):
-            if (method, name) in done:
+            settings = chosen.get(method, {})
+            if (method, json.dumps(settings), name) in done:
                 continue
-            rows.append(row(method, name, json.loads(args.settings), control))
+            rows.append(row(method, name, settings, control))
             with log.open("a") as f:
                 f.write(json.dumps(rows[-1]) + "\n")
             short = {k: rows[-1]["scores"][k]["value"] for k in SCORES}
             print(method, name, short, flush=True)
-        print(f"\n### {method}\n\n{table(rows, method)}\n", flush=True)
+        wanted = [r for r in rows if r["method"] == method and r["settings"] == chosen.get(method, {})]
+        print(f"\n### {method} {json.dumps(chosen.get(method, {}))}\n\n{table(wanted)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Peak memory of a stretch of code."""
 
+import ctypes
+import gc
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +21,8 @@ class Peak:
     """
 
     def __enter__(self) -> Self:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # freed pages of earlier work must not hide what is needed now
         self._start, self.extra, self._stop = resident(), 0.0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()

@@ -2,11 +2,12 @@
 
 from ._erase import concept, default_preserve, erase
 from ._eraser import LAYOUTS, Attached, Eraser, Recipe
-from ._files import check_target
+from ._files import CONFIG_FILE, check_target, write_folder
 from ._inspect import describe
 from ._method import Factors, Method, Option, Task, configure, find, methods, options
 
 __all__ = [
+    "CONFIG_FILE",
     "LAYOUTS",
     "Attached",
     "Eraser",
@@ -24,4 +25,5 @@ __all__ = [
     "find",
     "methods",
     "options",
+    "write_folder",
 ]

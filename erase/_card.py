@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
@@ -57,9 +58,10 @@ Preserved explicitly: {preserve}. Made with {versions}.
 def card(recipe: Recipe) -> str:
     """The card of one eraser, Markdown with the Hub's front matter."""
     base = recipe.base["id"]
+    on_hub = base.count("/") == 1 and not Path(base).exists()
     data = ModelCardData(
-        base_model=base if base.count("/") == 1 else None,
-        base_model_relation="adapter" if base.count("/") == 1 else None,
+        base_model=base if on_hub else None,
+        base_model_relation="adapter" if on_hub else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["lora", "diffusers", "text-to-image", "template:sd-lora", "concept-erasure"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ..pipelines import Backbone, fingerprint
@@ -22,7 +22,25 @@ def concept(name: str, backbone: Backbone, anchor: str | None = None) -> Concept
     known = Concept(name) if backbone.preset != "canvas" or not name.strip() else canvas.find(name)
     if anchor is None:
         return known
-    return Concept(known.name, anchor, known.synonyms, known.neighbours, known.keep, known.kind)
+    return replace(known, anchor=anchor)
+
+
+def _with_anchor_that_stays(one: Concept, gone: Sequence[Concept], backbone: Backbone) -> Concept:
+    """A concept whose anchor is itself being erased gets another: on Canvas, when the anchor was the known one, a
+    look-alike or else anything of its kind that stays.
+
+    Raises:
+        InputError: the user chose that anchor, or nothing of the kind stays.
+    """
+    names = {n.lower() for c in gone for n in c.names}
+    if one.anchor.lower() not in names:
+        return one
+    if backbone.preset == "canvas" and one.anchor == canvas.CONCEPTS[one.name].anchor:
+        domain = canvas.OBJECTS if one.kind == "object" else canvas.STYLES
+        stay = [n for n in (*one.neighbours, *(c.name for c in domain)) if n not in names]
+        if stay:
+            return replace(one, anchor=stay[0])
+    raise InputError(f"the anchor {one.anchor!r} of {one.name!r} is being erased too: choose another with --anchor")
 
 
 def default_preserve(concepts: Sequence[Concept], backbone: Backbone) -> tuple[Concept, ...]:
@@ -56,12 +74,14 @@ def erase(
         seed: of every draw.
 
     Raises:
-        InputError: no concept, an unknown name or setting, or a concept both erased and preserved.
+        InputError: no concept, an unknown name or setting, a concept both erased and preserved, an anchor that is being
+            erased, or settings that give no finite numbers.
     """
     several = [concepts] if isinstance(concepts, (str, Concept)) else list(concepts)
     if not several:
         raise InputError("expected at least one concept to erase, got none: name one, for example moon")
     wanted = tuple(c if isinstance(c, Concept) else concept(c, backbone) for c in several)
+    wanted = tuple(_with_anchor_that_stays(c, wanted, backbone) for c in wanted)
     kept = default_preserve(wanted, backbone) if preserve is None else tuple(concept(n, backbone) for n in preserve)
     clash = {n for c in wanted for n in c.names} & {c.name for c in kept}
     if clash:
@@ -69,13 +89,19 @@ def erase(
     name, settings = (method, {}) if isinstance(method, str) else method
     tool: Method = configure(name, preset or backbone.preset, settings)
     factors = {n: (a.cpu(), b.cpu()) for n, (a, b) in tool.run(backbone, Task(wanted, kept, seed)).items()}
+    if not all(t.isfinite().all() for pair in factors.values() for t in pair):
+        raise InputError(f"{name} with {asdict(tool)} gave numbers that are not finite: choose milder settings")  # type: ignore[call-overload]
     layers = backbone.modules("all")
     recipe = Recipe(
         method=name,
         settings=asdict(tool),  # type: ignore[call-overload]
         seed=seed,
         family=backbone.family,
-        base={"id": backbone.name, "fingerprint": fingerprint({n: layers[n] for n in sorted(factors)})},
+        base={
+            "id": backbone.name,
+            "component": "unet",
+            "fingerprint": fingerprint({n: layers[n] for n in sorted(factors)}),
+        },
         concepts=[{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()} for c in wanted],
         preserve=[c.name for c in kept],
         targets=sorted(factors),

@@ -18,8 +18,8 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
-from ..pipelines import Backbone, acting, components, distance, fingerprint, plug, unplug, wrap
-from ..prompts import InputError, unknown
+from ..pipelines import Backbone, State, acting, components, distance, fingerprint, plug, unplug, wrap
+from ..prompts import Concept, InputError, unknown
 from . import _files as files
 from ._card import card
 
@@ -68,15 +68,35 @@ class Recipe:
         Raises:
             InputError: not an eraser's record, or one from a newer release.
         """
-        if value.get("schema", 0) > SCHEMA:
-            raise InputError(
-                f"{origin} has schema {value['schema']}, this release reads up to {SCHEMA}: update erasers"
-            )
+        schema = value.get("schema")
+        if not isinstance(schema, int):
+            raise InputError(f"{origin} is no eraser's record: expected a schema number, got {schema!r}")
+        if schema > SCHEMA:
+            raise InputError(f"{origin} has schema {schema}, this release reads up to {SCHEMA}: update erasers")
         try:
-            known = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
-            return cls(**known)
-        except TypeError as error:
-            raise InputError(f"{origin} is no eraser's record ({error})") from error
+            recipe = cls(**{k: v for k, v in value.items() if k in cls.__dataclass_fields__})
+            _ = recipe.base["id"], [float(w) for w in recipe.base["fingerprint"]["weights"]]
+            _ = [Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}) for c in recipe.concepts]
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(f"{origin} is no eraser's record ({type(error).__name__}: {error})") from error
+        return recipe
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str], origin: str) -> Recipe:
+        """From the header of a safetensors file.
+
+        Raises:
+            InputError: it has none, or a damaged one.
+        """
+        if files.HEADER not in header:
+            raise InputError(f"{origin} is a safetensors file but no eraser: its header has no {files.HEADER!r} record")
+        try:
+            value = json.loads(header[files.HEADER])
+        except json.JSONDecodeError as error:
+            raise InputError(f"{origin}: the {files.HEADER!r} record in its header is damaged ({error})") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{origin}: the {files.HEADER!r} record in its header is no JSON object")
+        return cls.read(value, origin)
 
     @property
     def names(self) -> list[str]:
@@ -127,13 +147,7 @@ class Eraser:
             tensors, _ = files.read_tensors(weights)
             return cls(recipe, files.from_peft_keys(tensors, str(weights)))
         tensors, header = files.read_tensors(path)
-        if files.HEADER not in header:
-            raise InputError(f"{path} is a safetensors file but no eraser: its header has no {files.HEADER!r} record")
-        try:
-            recipe = Recipe.read(json.loads(header[files.HEADER]), str(path))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: the {files.HEADER!r} record in its header is damaged ({error})") from error
-        return cls(recipe, files.from_peft_keys(tensors, str(path)))
+        return cls(Recipe.from_header(header, str(path)), files.from_peft_keys(tensors, str(path)))
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, force: bool = False, verify: Backbone | None = None
@@ -145,7 +159,7 @@ class Eraser:
 
         Raises:
             InputError: the folder exists and `force` is off, or cannot be written.
-            RuntimeError: verification failed.
+            VerifyError: the written file is not what it should be.
         """
 
         def fill(partial: Path) -> None:
@@ -188,12 +202,14 @@ class Eraser:
             tensors = {k: v.to(dtype) for k, v in tensors.items()}
         files.write_tensors(path, tensors, {files.HEADER: json.dumps(asdict(self.recipe), ensure_ascii=False)})
 
-    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload the folder to the Hub and return its address."""
+    def push_to_hub(
+        self, repo: str, *, private: bool = False, token: str | None = None, verify: Backbone | None = None
+    ) -> str:
+        """Upload the folder, verified as in `save_pretrained`, to the Hub and return its address."""
         api = HfApi(token=token)
         api.create_repo(repo, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = self.save_pretrained(Path(scratch) / "eraser")
+            folder = self.save_pretrained(Path(scratch) / "eraser", verify=verify)
             info = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add a concept eraser")
         return str(info.commit_url)
 
@@ -224,8 +240,10 @@ class Eraser:
         label = name or _free_name(self.adapter_name, taken)
         if label in taken:
             raise InputError(f"an adapter named {label!r} is attached already: choose another name or detach it")
-        plug(backbone.pipe, files.peft_keys(self.factors), label, self.recipe.scale if scale is None else scale)
-        return Attached(backbone.pipe, label)
+        strength = self.recipe.scale if scale is None else scale
+        # the scale goes into B: `pipe.set_adapters([...])` without weights would set it back to 1
+        tensors = files.peft_keys({n: (a, strength * b) for n, (a, b) in self.factors.items()})
+        return Attached(backbone.pipe, label, plug(backbone.pipe, tensors, label))
 
     @contextmanager
     def attached(self, pipe: Any, scale: float | None = None) -> Iterator[Attached]:  # noqa: ANN401
@@ -267,12 +285,12 @@ class Eraser:
             if have != (b.shape[0], a.shape[1]):
                 want = (b.shape[0], a.shape[1])
                 raise InputError(f"{made_for}: {path} should be {want}, in {backbone.name!r} it is {have or 'missing'}")
-        here = fingerprint({n: layers[n] for n in self.recipe.targets})
+        here = fingerprint({n: layers[n] for n in self.factors})
         away = distance(self.recipe.base["fingerprint"]["weights"], here["weights"])
-        if away > SAME_BASE and not force:
+        if not (away <= SAME_BASE or force):  # so that NaN weights are refused too
             raise InputError(
                 f"{made_for}; the weights of {backbone.name!r} differ by {away:.1%}: "
-                "use that base, or force=True (--force-base) to try it on a relative of it"
+                "use that base (in Python, force=True tries it on a relative of it)"
             )
 
     @property
@@ -293,10 +311,12 @@ class Attached:
     Attributes:
         pipe: the pipeline.
         name: the adapter's name there, for `pipe.set_adapters`.
+        before: which adapters were on when it was attached.
     """
 
     pipe: Any
     name: str
+    before: State = field(default_factory=dict, repr=False)
 
     def is_active(self) -> bool:
         """Whether it acts now. Loading another LoRA with diffusers' own loader switches it off until
@@ -305,8 +325,16 @@ class Attached:
         return acting(self.name, *components(self.pipe))
 
     def detach(self) -> None:
-        """Take it out; the base is as it was, bit for bit."""
-        unplug(self.pipe, self.name)
+        """Take it out; the base is as it was, bit for bit.
+
+        Raises:
+            InputError: it was fused into the weights; unfuse it first.
+        """
+        unplug(self.pipe, self.name, self.before)
+
+
+class VerifyError(InputError):
+    """An eraser was written, loaded back, and found not to do what it should."""
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:
@@ -317,7 +345,7 @@ def _free_name(wanted: str, taken: set[str]) -> str:
 
 
 def _download(name: str) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/")) or Path(name).suffix:
+    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".safetensors", *files.PICKLES)):
         raise InputError(f"no eraser at {name}: expected a folder, a .safetensors file or a Hub id (owner/name)")
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "README.md"]))
@@ -337,7 +365,10 @@ def _verify(folder: Path, backbone: Backbone) -> None:
     with eraser.attached(backbone, 1.0):
         changed = not torch.equal(before, backbone.denoise(x, t, cond))
     if not torch.equal(before, backbone.denoise(x, t, cond)):
-        raise RuntimeError(f"{folder}: taking the eraser out did not restore the base")
+        raise VerifyError(f"{folder}: taking the eraser out did not restore the base")
     zero = not any((a.any() and b.any()) for a, b in eraser.factors.values())
     if changed == zero:
-        raise RuntimeError(f"{folder}: the file loads but {'changes' if changed else 'does not change'} the output")
+        raise VerifyError(
+            f"the eraser of {', '.join(eraser.recipe.names)} loads but {'changes' if changed else 'does not change'} "
+            "the output: its update is too small for the weights' precision, or its settings cancel it"
+        )

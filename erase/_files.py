@@ -25,34 +25,52 @@ HEADER = "erasers"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
-def check_target(target: Path, force: bool) -> None:
-    """Make sure a folder or file can be written, before any work is done.
+def check_target(target: Path, force: bool, *, holds: str | None = None) -> None:
+    """Make sure an output can be written, before any work is done.
+
+    Args:
+        target: the file, or the folder, to be written.
+        force: whether one that is there may be replaced.
+        holds: for a folder, the file that marks one of ours; only such a folder is ever replaced. None: a file.
 
     Raises:
-        InputError: it exists and `force` is off, it is something that is no eraser, or its place is not writable.
+        InputError: it exists and `force` is off, it is something else than what would replace it, or its place is not
+            writable.
     """
-    if target.exists() or target.is_symlink():
-        if not force:
-            raise InputError(f"{target} exists already: add --force to replace it, or choose another place")
-        if target.is_dir() and any(target.iterdir()) and not (target / CONFIG_FILE).exists():
-            raise InputError(f"{target} is a folder but no eraser, so it is not replaced: choose another place")
-    parent = target.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
     try:
+        _check_what_is_there(target, force, holds)
+        parent = target.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
         with tempfile.NamedTemporaryFile(dir=parent, prefix=".erasers-"):
             pass
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}; choose another place") from error
 
 
-def write_folder(target: Path, fill: Callable[[Path], None], *, force: bool = False) -> Path:
+def _check_what_is_there(target: Path, force: bool, holds: str | None) -> None:
+    if target.is_symlink():
+        raise InputError(f"{target} is a link and is not replaced: name the place itself")
+    if not target.exists():
+        return
+    if target.is_dir() != (holds is not None):
+        got, want = ("folder", "file") if target.is_dir() else ("file", "folder")
+        raise InputError(f"{target} is a {got} and a {want} would be written: choose another place")
+    if holds is not None and not any(target.iterdir()):
+        return
+    if not force:
+        raise InputError(f"{target} exists already: add --force to replace it, or choose another place")
+    if holds is not None and not (target / holds).exists():
+        raise InputError(f"{target} holds no {holds}, so it is not ours to replace: choose another place")
+
+
+def write_folder(target: Path, fill: Callable[[Path], None], *, holds: str = CONFIG_FILE, force: bool = False) -> Path:
     """Let `fill` write into a fresh folder and move it to `target` in one step; a failure leaves nothing behind.
 
     Raises:
         InputError: see `check_target`.
     """
-    check_target(target, force)
+    check_target(target, force, holds=holds)
     made = _missing_parents(target)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}-"))
@@ -69,7 +87,7 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, force: bool = Fa
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
-            if not any(folder.iterdir()):
+            if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
     return target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..prompts import InputError
 from . import _files as files
+from ._eraser import Recipe
 
 
 def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -38,22 +38,21 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     }
     if files.HEADER not in header:
         return {**out, "made by": "not erasers (no record in the header)"}
-    record = json.loads(header[files.HEADER])
-    base = record["base"]["id"]
+    recipe = Recipe.from_header(header, str(file))
     return {
         "path": out.pop("path"),
-        "concepts": [c["name"] for c in record["concepts"]],
-        "anchors": [c["anchor"] for c in record["concepts"]],
-        "method": record["method"],
-        "settings": record["settings"],
-        "seed": record["seed"],
-        "base": base,
-        "family": record["family"],
-        "kind": record["kind"],
-        "scale": record["scale"],
+        "concepts": recipe.names,
+        "anchors": [c["anchor"] for c in recipe.concepts],
+        "method": recipe.method,
+        "settings": recipe.settings,
+        "seed": recipe.seed,
+        "base": recipe.base["id"],
+        "family": recipe.family,
+        "kind": recipe.kind,
+        "scale": recipe.scale,
         **out,
-        "preserve": record["preserve"],
-        "versions": record["versions"],
+        "preserve": recipe.preserve,
+        "versions": recipe.versions,
     }
 
 

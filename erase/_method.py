@@ -64,7 +64,7 @@ def find(name: str) -> type[Method]:
         module_name, _, class_name = name.partition(":")
         try:
             cls = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise InputError(f"cannot import method {name!r}: {error}; expected 'package.module:Class'") from error
         return _checked(cls, name)
     if name not in methods():

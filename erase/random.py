@@ -39,7 +39,7 @@ class Random:
             raise InputError("like: expected another method than random itself")
         if self.rank is not None and self.rank < 1:
             raise InputError(f"rank: expected at least 1, got {self.rank}")
-        if not self.strength > 0:
+        if not 0 < self.strength < float("inf"):
             raise InputError(f"strength: expected a number above 0, got {self.strength}")
 
     @torch.no_grad()

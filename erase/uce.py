@@ -38,11 +38,17 @@ def directions(
         ridge: weight of the old weights, > 0.
 
     r = n, or d where n > d (then A is the identity). Computed in float64, returned in float32.
+
+    Raises:
+        InputError: the ridge is too small for the system to be solved.
     """
     c, anchor, p = c.double(), anchor.double(), p.double()
     erase, keep = scales
     m = erase * c @ c.T + keep * p @ p.T + ridge * torch.eye(len(c), dtype=c.dtype, device=c.device)
-    a = erase * torch.cholesky_solve(c, torch.linalg.cholesky(m)).T
+    factor, failed = torch.linalg.cholesky_ex(m)
+    if failed:
+        raise InputError(f"ridge {ridge:g} is too small to solve for these states: choose a larger one")
+    a = erase * torch.cholesky_solve(c, factor).T
     d = anchor - c
     if c.shape[1] > c.shape[0]:
         d, a = d @ a, torch.eye(len(c), dtype=c.dtype, device=c.device)
@@ -76,12 +82,10 @@ class UCE:
     def __post_init__(self) -> None:
         if self.tokens not in get_args(Tokens):
             raise InputError(f"tokens: expected one of {', '.join(get_args(Tokens))}, got {self.tokens!r}")
-        for name, low in (("erase_scale", 0.0), ("ridge", 0.0)):
-            if not getattr(self, name) > low:
-                raise InputError(
-                    f"{name.replace('_', '-')}: expected a number above {low:g}, got {getattr(self, name)}"
-                )
-        if not self.preserve_scale >= 0:
+        for name in ("erase_scale", "ridge"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name.replace('_', '-')}: expected a number above 0, got {getattr(self, name)}")
+        if not 0 <= self.preserve_scale < float("inf"):
             raise InputError(f"preserve-scale: expected a number of at least 0, got {self.preserve_scale}")
         if not self.contexts >= 1:
             raise InputError(f"contexts: expected at least 1 sentence, got {self.contexts}")

@@ -11,7 +11,7 @@ from ..erase import Eraser
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError, Prompt, canvas, canvas_plan
 from ._evaluator import Case, evaluators, find
-from ._gallery import Gallery, Sampling, draw, sampling
+from ._gallery import Gallery, Sampling, check_place, draw, sampling
 from ._judge import Judges, Verdict, judges
 from ._score import NotApplicable, Score
 
@@ -68,6 +68,7 @@ def evaluate(
     only: Sequence[str] | None = None,
     control: Control | None = None,
     keep: Path | None = None,
+    force: bool = False,
 ) -> Report:
     """Score forgetting and retaining, paired with the unerased model.
 
@@ -79,13 +80,16 @@ def evaluate(
         backbone: the pipeline they were made for.
         only: names of evaluators; all by default.
         control: shares the unerased images between calls, and fixes the sampling.
-        keep: folder in which to keep both galleries.
+        keep: folder in which to keep both galleries, as `original` and `erased`.
+        force: replace galleries that are there already.
 
     Raises:
         InputError: the pipeline's world has no judges, or an unknown evaluator.
     """
     stack = [eraser] if isinstance(eraser, Eraser) else list(eraser)
     tools = {n: find(n)() for n in (only or evaluators())}
+    for side in ("original", "erased") if keep is not None else ():
+        check_place(keep / side, force)
     control = control or Control(backbone)
     concepts = [_concept(c) for e in stack for c in e.recipe.concepts]
     if not concepts:
@@ -95,8 +99,8 @@ def evaluate(
     gallery = draw(backbone, prompts, stack, how=control.how, label="erased")
     seen = control.judges.look(gallery.images)
     if keep is not None:
-        base.save(keep / "original", force=True)
-        gallery.save(keep / "erased", force=True)
+        base.save(keep / "original", force=force)
+        gallery.save(keep / "erased", force=force)
     erased = frozenset(c.name for c in concepts)
     by_concept = {
         c.name: {n: t.score(Case(c, erased, gallery, base, seen, seen_base)) for n, t in tools.items()}

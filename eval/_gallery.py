@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,7 +15,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ..erase import Eraser, check_target
+from ..erase import Eraser, check_target, write_folder
 from ..pipelines import Backbone
 from ..prompts import InputError, Prompt
 
@@ -41,9 +39,9 @@ class Sampling:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name, most in (("steps", 1000), ("batch", 4096)):
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(f"{name}: expected 1 to {most}, got {getattr(self, name)}")
 
 
 SAMPLING = {"canvas": Sampling(steps=15, guidance=4.0, sampler="dpm++", batch=60), "sd": Sampling()}
@@ -72,28 +70,19 @@ class Gallery:
         """Write images as PNG (`0007_moon_ink_seed188.png`) and the manifest; all or nothing.
 
         Raises:
-            InputError: the folder exists and is no gallery or `force` is off, or it cannot be written.
+            InputError: the folder exists and `force` is off or it is no gallery, or it cannot be written.
         """
-        target = Path(folder)
-        check_place(target, force)
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}-"))
-        try:
+
+        def fill(partial: Path) -> None:
             rows = []
             for k, (prompt, image) in enumerate(zip(self.prompts, self.images, strict=True)):
                 name = _file_name(k, prompt)
                 image.save(partial / name)
                 rows.append({"file": name, "sha256": _digest(image), **asdict(prompt)})
-            manifest = {**self.manifest, "images": rows}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.chmod(0o755)
-            if target.exists():
-                shutil.rmtree(target)
-            partial.replace(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        return target
+            text = json.dumps({**self.manifest, "images": rows}, indent=1, ensure_ascii=False)
+            (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+        return write_folder(Path(folder), fill, holds=MANIFEST, force=force)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Gallery:
@@ -124,11 +113,7 @@ class Gallery:
 
 def check_place(target: Path, force: bool) -> None:
     """Make sure a gallery can be written there. Raises `InputError` as `Gallery.save` does."""
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.is_dir() and force and (target / MANIFEST).exists():
-        return
-    check_target(target, force)
+    check_target(target, force, holds=MANIFEST)
 
 
 def draw(

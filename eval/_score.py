@@ -74,7 +74,8 @@ def wilson(hits: float, n: int) -> tuple[float, float]:
 def clustered(differences: Sequence[float], clusters: Sequence[Hashable], draws: int = 2000) -> tuple[float, float]:
     """95 % interval of the mean of paired differences: percentile bootstrap over whole clusters, seeded.
 
-    Images of one cluster (a style, an object) fail together, so clusters are drawn, not images.
+    Images of one cluster (a style, an object) fail together, so clusters are drawn, not images. Where all pairs agree
+    the interval has no width: then n and the bounds of the value itself say how sure the figure is.
     """
     values = np.asarray(differences, float)
     names = {c: k for k, c in enumerate(dict.fromkeys(clusters))}

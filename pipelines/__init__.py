@@ -1,6 +1,6 @@
 """Backbones over diffusers pipelines, and the Canvas reference pipelines. The only room that imports diffusers."""
 
-from ._adapters import acting, active, components, plug, unplug
+from ._adapters import State, acting, components, plug, unplug
 from ._backbone import Backbone, Condition, Group, TextStates
 from ._bundled import BUNDLED
 from ._fingerprint import distance, fingerprint
@@ -12,9 +12,9 @@ __all__ = [
     "Condition",
     "Group",
     "Model",
+    "State",
     "TextStates",
     "acting",
-    "active",
     "canvas_folder",
     "components",
     "distance",

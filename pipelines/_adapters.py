@@ -9,6 +9,8 @@ from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..prompts import InputError
+
 
 def layers(*roots: nn.Module) -> list[BaseTunerLayer]:
     """Every layer an adapter was put into."""
@@ -31,54 +33,68 @@ def only(adapter: str | None, *roots: nn.Module) -> Iterator[None]:
 
 
 def acting(adapter: str, *roots: nn.Module) -> bool:
-    """Whether the adapter changes anything now: on in some layer with a scale that is not zero, or merged into it."""
+    """Whether the adapter changes anything now: merged into some layer, or on there with weights and a scale that are
+    not zero.
+    """
     for m in layers(*roots):
         if adapter in m.merged_adapters:
             return True
-        on = not m.disable_adapters and adapter in m.active_adapters
-        if on and getattr(m, "scaling", {}).get(adapter, 0.0) != 0.0:
+        on = adapter in getattr(m, "scaling", {}) and not m.disable_adapters and adapter in m.active_adapters
+        if on and m.scaling[adapter] != 0.0 and bool(m.lora_B[adapter].weight.any()):
             return True
     return False
 
 
-def active(*roots: nn.Module) -> list[str]:
-    """Names of the adapters that are on somewhere, in the order they were found."""
-    return list(dict.fromkeys(n for m in layers(*roots) if not m.disable_adapters for n in m.active_adapters))
+State = dict[BaseTunerLayer, tuple[bool, list[str]]]
+"""Layer -> (switched off, names of its active adapters)."""
 
 
-def plug(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor], name: str, scale: float) -> None:
-    """Load LoRA weights under PEFT keys as adapter `name`, beside whatever was on before: diffusers' own loader
-    switches the others off.
+def _state(roots: list[nn.Module]) -> State:
+    return {m: (m.disable_adapters, list(m.active_adapters)) for m in layers(*roots)}
+
+
+def plug(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor], name: str) -> State:
+    """Load LoRA weights under PEFT keys as adapter `name`. What was on before stays on, layer by layer, and what was
+    off stays off: diffusers' own loader switches the others off. Returns how things were, for `unplug`.
 
     Raises:
-        RuntimeError: diffusers loaded nothing because no key matched a module.
+        RuntimeError: some pair of tensors found no module.
     """
     roots = components(pipe)
-    before = active(*roots)
+    before = _state(roots)
     pipe.load_lora_weights(dict(tensors), adapter_name=name)
     mine = [m for m in layers(*roots) if name in getattr(m, "scaling", {})]
     if len(mine) != len(tensors) // 2:
-        unplug(pipe, name)
+        unplug(pipe, name, before)
         raise RuntimeError(f"{len(tensors) // 2 - len(mine)} of {len(tensors) // 2} LoRA pairs found no module")
-    for m in mine:
-        m.scaling[name] *= scale
-    _activate([*before, name], *roots)
-
-
-def unplug(pipe: DiffusionPipeline, name: str) -> None:
-    """Take an adapter out and leave the others as they are; with the last one gone the layers are the original ones."""
-    roots = components(pipe)
-    before = [n for n in active(*roots) if n != name]
-    if {n for m in layers(*roots) for n in getattr(m, "scaling", {})} - {name}:
-        pipe.delete_adapters([name])
-        _activate(before, *roots)
-    else:
-        pipe.unload_lora_weights()
-
-
-def _activate(names: list[str], *roots: nn.Module) -> None:
     for m in layers(*roots):
-        m._disable_adapters, m._active_adapter = not names, list(names)
+        off, names = before.get(m, (True, []))
+        m._disable_adapters, m._active_adapter = False, [*([] if off else names), name]
+        if m not in mine:
+            m._disable_adapters, m._active_adapter = off, names
+    return before
+
+
+def unplug(pipe: DiffusionPipeline, name: str, before: State) -> None:
+    """Take an adapter out and leave the others as they are; with the last one gone the layers are the original ones.
+
+    Raises:
+        InputError: the adapter was fused into the weights; taking it out would leave it there.
+    """
+    roots = components(pipe)
+    now = _state(roots)
+    if any(name in m.merged_adapters for m in now):
+        raise InputError(f"{name!r} is fused into the weights: call pipe.unfuse_lora() first, then detach it")
+    if not {n for m in now for n in getattr(m, "scaling", {})} - {name}:
+        pipe.unload_lora_weights()
+        return
+    pipe.delete_adapters([name])
+    for m in layers(*roots):
+        off, names = now.get(m, (False, []))
+        was_off, were = before.get(m, (off, names))
+        rest = [n for n in names if n != name]
+        untouched = rest == ([] if was_off else were)
+        m._disable_adapters, m._active_adapter = (was_off, were) if untouched else (off, rest)
 
 
 def components(pipe: DiffusionPipeline) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""The pipelines that come with the package. No heavy import: the command line lists them."""
+"""The pipelines that come with the package."""
 
 from __future__ import annotations
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 
 from ..prompts import InputError, unknown
@@ -44,7 +42,7 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
         pipe = DiffusionPipeline.from_pretrained(
             where if where.is_dir() else name, dtype=kind, use_safetensors=True, safety_checker=None
         )
-    except (OSError, SafetensorError, RepositoryNotFoundError, HFValidationError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load {name!r}: {_first_line(error)}") from error
     try:
         pipe.to(device)
@@ -85,7 +83,7 @@ def wrap(pipe: DiffusionPipeline, name: str | None = None) -> Backbone:
 def is_canvas(folder: Path) -> bool:
     """Whether a pipeline folder was made by the Canvas recipe."""
     mark = folder / "canvas.json"
-    return mark.exists() and json.loads(mark.read_text()).get("world") == "canvas"
+    return mark.is_file() and '"world": "canvas"' in mark.read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)

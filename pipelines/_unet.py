@@ -8,11 +8,14 @@ from contextlib import contextmanager
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
 )
 from PIL import Image
 from torch import Tensor, nn
@@ -77,13 +80,16 @@ class UNetBackbone:
     # ------------------------------------------------------------ text
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        return self._condition(
-            record(self.pipe, self.denoiser, prompt=list(prompts), guidance_scale=1.0)[1], len(prompts)
-        )
+        return self._condition(self._record(list(prompts), 1.0), len(prompts))
 
     def unconditional(self, n: int) -> Condition:
-        kwargs = record(self.pipe, self.denoiser, prompt=[""] * n, guidance_scale=2.0)[1]
-        return self._condition(kwargs, 2 * n)[:n]
+        return self._condition(self._record([""] * n, 2.0), 2 * n)[:n]
+
+    def _record(self, prompts: list[str], guidance: float) -> dict[str, object]:
+        if not isinstance(self.pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
+            kind = type(self.pipe).__name__
+            raise InputError(f"{self.name} is a {kind}: erasing needs a text-to-image pipeline; erasers attach to both")
+        return record(self.pipe, self.denoiser, prompt=prompts, guidance_scale=guidance)[1]
 
     @staticmethod
     def _condition(kwargs: dict[str, object], count: int) -> Condition:
@@ -179,15 +185,26 @@ class UNetBackbone:
 
     @torch.no_grad()
     def latents(self, images: Sequence[Image.Image]) -> Tensor:
-        vae = self.pipe.vae
-        x = self.pipe.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
-        return vae.encode(x).latent_dist.mode() * vae.config.scaling_factor
+        with self._vae() as vae:
+            x = self.pipe.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
+            return vae.encode(x).latent_dist.mode().to(self.dtype) * vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> list[Image.Image]:
-        vae = self.pipe.vae
-        x = vae.decode(z.to(vae.device, vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        with self._vae() as vae:
+            x = vae.decode(z.to(vae.device, vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         return self.pipe.image_processor.postprocess(x, output_type="pil")
+
+    @contextmanager
+    def _vae(self) -> Iterator[AutoencoderKL]:
+        """The autoencoder, in float32 where its config says that it overflows in float16 (SDXL's)."""
+        vae, dtype = self.pipe.vae, self.pipe.vae.dtype
+        upcast = dtype == torch.float16 and vae.config.force_upcast
+        try:
+            yield vae.to(torch.float32) if upcast else vae
+        finally:
+            if upcast:
+                vae.to(dtype)
 
     @torch.no_grad()
     def draw(

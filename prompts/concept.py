@@ -34,9 +34,11 @@ class Concept:
     kind: Kind = "other"
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
+        object.__setattr__(self, "name", self.name.strip())
+        object.__setattr__(self, "anchor", self.anchor.strip())
+        if not self.name:
             raise InputError(f"expected a concept name, got {self.name!r}: name what to erase, for example moon")
-        if self.anchor.strip().lower() in {n.lower() for n in self.names}:
+        if self.anchor.lower() in {n.lower() for n in self.names}:
             raise InputError(f"the anchor of {self.name!r} is the concept itself: name something else, or nothing")
         if self.kind not in get_args(Kind):
             raise InputError(f"expected a kind among {', '.join(get_args(Kind))}, got {self.kind!r}")

@@ -138,6 +138,8 @@ def _row(name: str, line: int, row: dict[str, str]) -> Prompt:
         seed = int(row.get("seed") or 0)
     except ValueError:
         raise InputError(f"{name} line {line}: expected a whole number as seed, got {row['seed']!r}") from None
+    if not 0 <= seed < 2**63:
+        raise InputError(f"{name} line {line}: expected a seed from 0 to 2^63 - 1, got {seed}")
     return Prompt(**{k: v for k, v in row.items() if k != "seed"}, seed=seed)
 
 

@@ -173,8 +173,15 @@ class TestBesideOtherAdapters:
 
     def test_fused_counts_as_active(self, sd):
         handle = erase("moon", sd).attach(sd)
+        plain = output(sd)
         sd.pipe.fuse_lora(adapter_names=[handle.name])
         assert handle.is_active()
+        with pytest.raises(InputError, match="is fused into the weights"):
+            handle.detach()
+        sd.pipe.unfuse_lora()
+        torch.testing.assert_close(output(sd), plain, atol=1e-4, rtol=1e-3)
+        handle.detach()
+        assert not handle.is_active()
 
     def test_one_that_was_switched_off_stays_silent(self, sd):
         plain = output(sd)
@@ -187,6 +194,16 @@ class TestBesideOtherAdapters:
         assert torch.equal(output(sd), want)
         handle.detach()
         assert torch.equal(output(sd), plain)
+        sd.pipe.enable_lora()
+        assert not torch.equal(output(sd), plain), "the user's own adapter can be switched on again"
+
+    def test_scale_survives_set_adapters(self, sd):
+        eraser = erase("moon", sd)
+        handle = eraser.attach(sd, 0.5)
+        half = output(sd)
+        sd.pipe.load_lora_weights(self.other(sd), adapter_name="style")
+        sd.pipe.set_adapters([handle.name])
+        torch.testing.assert_close(output(sd), half, atol=0, rtol=0)
 
     def test_same_concept_twice_gets_two_names(self, sd):
         eraser = erase("moon", sd)
@@ -266,12 +283,30 @@ class TestRefusals:
         with pytest.raises(InputError, match="holds no LoRA pairs"):
             describe(tmp_path / "x.safetensors")
 
-    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": 99}'])
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": 99}', '{"schema": "1"}', '{"schema": 1}'])
     def test_damaged_record(self, saved, text):
         _, _, folder = saved
         (folder / "eraser_config.json").write_text(text)
         with pytest.raises(InputError, match=r"eraser_config\.json"):
             Eraser.from_pretrained(folder)
+
+    @pytest.mark.parametrize("header", ["{", "[]", '{"schema": 1, "method": "x"}'])
+    def test_damaged_header(self, saved, tmp_path, header):
+        save_file(
+            {"unet.x.lora_A.weight": torch.ones(1, 2), "unet.x.lora_B.weight": torch.ones(3, 1)},
+            tmp_path / "l.safetensors",
+            {"erasers": header},
+        )
+        for read in (Eraser.from_pretrained, describe):
+            with pytest.raises(InputError, match=r"l\.safetensors"):
+                read(tmp_path / "l.safetensors")
+
+    def test_nan_weights_are_another_base(self, saved):
+        sd, eraser, _ = saved
+        with torch.no_grad():
+            next(iter(sd.modules("text-kv").values())).weight.fill_(float("nan"))
+        with pytest.raises(InputError, match="differ by nan"):
+            eraser.attach(sd)
 
     def test_existing_output(self, saved):
         sd, eraser, folder = saved
@@ -282,7 +317,7 @@ class TestRefusals:
         eraser.save_pretrained(folder, force=True, verify=sd)
         (folder.parent / "mine").mkdir()
         (folder.parent / "mine/thesis.txt").write_text("precious")
-        with pytest.raises(InputError, match="no eraser, so it is not replaced"):
+        with pytest.raises(InputError, match=r"holds no eraser_config\.json, so it is not ours"):
             eraser.save_pretrained(folder.parent / "mine", force=True)
 
     def test_export_names(self, saved, tmp_path):
@@ -308,13 +343,32 @@ class TestRefusals:
         assert list(tmp_path.iterdir()) == []
         check_target(tmp_path / "a/b/c", force=False)
 
-    def test_verify_catches_a_file_that_does_nothing_and_one_that_finds_no_module(self, saved, tmp_path, monkeypatch):
+    def test_verify(self, saved, tmp_path, monkeypatch):
+        """An update too small to act, a write that goes wrong, and keys that find no module are all caught."""
         sd, eraser, _ = saved
         flat = {n: (a, torch.zeros_like(b)) for n, (a, b) in eraser.factors.items()}
         replace(eraser, factors=flat).save_pretrained(tmp_path / "zero", verify=sd)  # zero on purpose
+        tiny_update = {n: (1e-12 * a, 1e-12 * b) for n, (a, b) in eraser.factors.items()}
+        with pytest.raises(InputError, match="loads but does not change the output"):
+            replace(eraser, factors=tiny_update).save_pretrained(tmp_path / "e", verify=sd)
+        assert not (tmp_path / "e").exists()
         lost = {k.replace("attn2", "attn9"): v for k, v in peft_keys(eraser.factors).items()}
         with pytest.raises((RuntimeError, ValueError)):
-            plug(sd.pipe, lost, "lost", 1.0)
+            plug(sd.pipe, lost, "lost")
+
+    def test_what_is_there_is_not_replaced_by_something_else(self, saved, tmp_path):
+        _, eraser, folder = saved
+        (tmp_path / "thesis.docx").write_text("precious")
+        with pytest.raises(InputError, match="is a file and a folder would be written"):
+            eraser.save_pretrained(tmp_path / "thesis.docx", force=True)
+        with pytest.raises(InputError, match="is a folder and a file would be written"):
+            check_target(folder, force=True)
+        (tmp_path / "link").symlink_to(folder)
+        with pytest.raises(InputError, match="is a link"):
+            eraser.save_pretrained(tmp_path / "link", force=True)
+        with pytest.raises(InputError, match="cannot write"):
+            check_target(tmp_path / ("x" * 300), force=False)
+        assert (tmp_path / "thesis.docx").read_text() == "precious"
 
 
 def test_export_in_half_precision(saved, tmp_path):

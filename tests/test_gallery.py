@@ -67,14 +67,14 @@ def test_existing_folder(gallery, tmp_path):
     gallery.save(folder, force=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/x").write_text("")
-    with pytest.raises(InputError, match="no eraser, so it is not replaced"):
+    with pytest.raises(InputError, match=r"holds no manifest\.json, so it is not ours"):
         gallery.save(tmp_path / "mine", force=True)
 
 
 def test_refusals(sd):
     with pytest.raises(InputError, match="at least one prompt"):
         draw(sd, [])
-    with pytest.raises(InputError, match="steps: expected at least 1"):
+    with pytest.raises(InputError, match="steps: expected 1 to 1000"):
         Sampling(steps=0)
     with pytest.raises(InputError, match="no judges for 'tiny-sd'"):
         evaluate(erase("moon", sd), sd)

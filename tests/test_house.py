@@ -22,7 +22,8 @@ def imported(path: Path) -> list[tuple[int, str]]:
     out = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            out.append((node.level, node.module or ""))
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            out += [(node.level, name) for name in names]
         elif isinstance(node, ast.Import):
             out += [(0, alias.name) for alias in node.names]
     return out

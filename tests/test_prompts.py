@@ -115,7 +115,7 @@ def test_named_sets(name):
 
 
 def test_csv_round_trip(tmp_path):
-    rows = [Prompt('a "moon", bright', 3, "moon"), Prompt("", -1), Prompt("ein Mönd\nzwei", 0, role="mine")]
+    rows = [Prompt('a "moon", bright', 3, "moon"), Prompt("", 1), Prompt("ein Mönd\nzwei", 0, role="mine")]
     save(rows, tmp_path / "p.csv")
     assert load(tmp_path / "p.csv") == rows
     (tmp_path / "q.csv").write_bytes(b"\xef\xbb\xbftext\r\na moon\r\n")
@@ -130,6 +130,7 @@ def test_csv_round_trip(tmp_path):
         (b"prompt\na moon\n", "no 'text' column"),
         (b"text,sed\na moon,1\n", "did you mean 'seed'"),
         (b"text,seed\na moon,one\n", "line 2: expected a whole number"),
+        (b"text,seed\na moon,-1\n", "line 2: expected a seed from 0"),
         (b"text,seed\na moon\n", "line 2 has fewer fields"),
         (b"text\na moon, and more\n", "line 2 has more fields"),
         (b"\xff\xfe\x00", "cannot read"),

@@ -23,7 +23,10 @@ def main() -> int:
             if (ROOT / name).is_file() and not name.endswith((".safetensors", ".png", ".ipynb")):
                 (source / name).parent.mkdir(parents=True, exist_ok=True)
                 (source / name).write_bytes((ROOT / name).read_bytes())
-        subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", scratch, str(source)], check=True)
+        subprocess.run(
+            [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch, str(source)],
+            check=True,
+        )
         site = Path(scratch) / "site"
         zipfile.ZipFile(next(Path(scratch).glob("*.whl"))).extractall(site)
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "erasers"]

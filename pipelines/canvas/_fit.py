@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from .world import save_tensors, write_json
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,19 @@ def fit(name: str, model: M, loss: Loss, plan: Fit, work: Path) -> M:
         note = json.loads(journal.read_text())
         if note["plan"] != asdict(plan):
             raise ValueError(f"{journal} was made with {note['plan']}, asked for {asdict(plan)}: use another folder")
-        start, spent = note["step"], note["seconds"]
-        _restore(load_file(weights), model, params, average, optimiser, start)
+        state = load_file(weights)
+        start, spent = int(state.get("step", torch.tensor(note["step"]))), note["seconds"]
+        _restore(state, model, params, average, optimiser, start)
 
     def checkpoint(step: int) -> None:
         state = {f"model/{n}": t.detach() for n, t in model.state_dict().items()}
-        state |= {f"average/{n}": t for n, t in average.items()}
+        state |= {f"average/{n}": t for n, t in average.items()} | {"step": torch.tensor(step)}
         for n, p in params.items():
             for key in ("exp_avg", "exp_avg_sq"):
                 if key in optimiser.state[p]:
                     state[f"{key}/{n}"] = optimiser.state[p][key]
-        partial = weights.with_suffix(".part")
-        save_file({k: v.contiguous().clone() for k, v in state.items()}, partial)
-        partial.replace(weights)
-        journal.write_text(json.dumps({"step": step, "seconds": spent, "plan": asdict(plan)}, indent=1))
+        save_tensors(weights, {k: v.contiguous().clone() for k, v in state.items()})
+        write_json(journal, {"step": step, "seconds": spent, "plan": asdict(plan)})
 
     model.train()
     clock = time.perf_counter()
@@ -133,7 +134,7 @@ def _restore(
     for n, p in params.items():
         if f"exp_avg/{n}" in state:
             optimiser.state[p] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(step), device=p.device),
                 "exp_avg": state[f"exp_avg/{n}"].to(p.device),
                 "exp_avg_sq": state[f"exp_avg_sq/{n}"].to(p.device),
             }

@@ -23,15 +23,15 @@ from ...prompts import canvas
 from ...prompts.templates import FILLERS, HELD_OUT, REQUESTS, fill
 from . import _open_clip, models
 from ._fit import Fit, fit
-from .world import HELD_OUT_SEED, OBJECT_NAMES, STYLE_NAMES, Captions, World, captions, world, write_json
+from .world import HELD_OUT_SEED, OBJECT_NAMES, STYLE_NAMES, Captions, World, captions, save_tensors, world, write_json
 
 PER_CELL = 200
 CAPTIONS_PER_IMAGE = 6
 TEXT_PLAN = Fit(steps=1400, lr=1e-3, decay=0.05, ema=0.99, seed=1)
-VISION_PLAN = Fit(steps=4000, lr=1e-3, decay=0.05, ema=0.995, seed=5)
+VISION_PLAN = Fit(steps=2500, lr=1e-3, decay=0.05, ema=0.995, seed=5)
 JUDGE_PLAN = Fit(steps=900, lr=2e-3, decay=0.05, ema=0.99, seed=2)
 VAE_PLAN = Fit(steps=2500, lr=2e-3, decay=0.0, ema=0.998, bf16=True, seed=3)
-SD_PLAN = Fit(steps=6000, lr=8e-4, warmup=200, decay=0.01, ema=0.999, every=250, seed=4)
+SD_PLAN = Fit(steps=5000, lr=8e-4, warmup=200, decay=0.01, ema=0.999, every=250, seed=4)
 
 
 # ---------------------------------------------------------------- text and CLIP
@@ -278,10 +278,12 @@ def latents(work: Path, vae: AutoencoderKL, data: World, name: str) -> tuple[Ten
     cache = work / f"latents-{name}.safetensors"
     if not cache.exists():
         dev = models.device()
-        parts = [vae.encode(data.pixels(b).to(dev)).latent_dist for b in torch.arange(len(data.objects)).split(128)]
+        with torch.autocast(dev.type, torch.bfloat16):  # as it was trained
+            batches = torch.arange(len(data.objects)).split(32)
+            parts = [vae.encode(data.pixels(b).to(dev)).latent_dist for b in batches]
         scale = vae.config.scaling_factor
-        mean, std = torch.cat([p.mean.cpu() for p in parts]), torch.cat([p.std.cpu() for p in parts])
-        save_file({"mean": mean * scale, "std": std * scale}, cache)
+        mean, std = (torch.cat([getattr(p, n).float().cpu() for p in parts]) for n in ("mean", "std"))
+        save_tensors(cache, {"mean": mean * scale, "std": std * scale})
     state = load_file(cache)
     return state["mean"], state["std"]
 
@@ -392,6 +394,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--until", choices=["judges", "vae", "sd"], help="last stage to run")
     parser.add_argument("--out", type=Path, help="also write the pipelines, in float16, into this folder")
     args = parser.parse_args(argv)
+    if args.without and args.out:
+        parser.error("--out ships the whole world: leave out --without")
     work: Path = args.work
     work.mkdir(parents=True, exist_ok=True)
     report_path = work / "report.json"

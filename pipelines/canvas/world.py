@@ -65,7 +65,7 @@ def world(per_cell: int, first_seed: int, cache: Path | None = None) -> World:
     )
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file(vars(out), cache)
+        save_tensors(cache, vars(out))
     return out
 
 
@@ -108,6 +108,13 @@ def captions(data: World, per_image: int, seed: int) -> Captions:
         rows.append(row)
     what = torch.tensor(named)
     return Captions(list(index), torch.tensor(rows), what[:, 0], what[:, 1])
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write atomically."""
+    partial = path.with_suffix(path.suffix + ".part")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
+    partial.replace(path)
 
 
 def write_json(path: Path, value: object) -> None:
