@@ -40,7 +40,7 @@ DtypeOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... Default: a GPU where there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists already.")]
-StepsOption = Annotated[int | None, typer.Option(help="Sampler steps. Default: what suits the model.")]
+StepsOption = Annotated[int | None, typer.Option(help="Sampler steps. Default: what suits the model.", min=1, max=1000)]
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale, 1 is off. Default: what suits the model.")]
 ErasersOption = Annotated[
     list[str] | None, typer.Option("--eraser", "-e", help="Eraser folder, file or Hub id; repeat for several.")
@@ -91,8 +91,7 @@ def erase(
 
     check_target(folder, force, holds=CONFIG_FILE)
     given = {k: v for k, v in settings.items() if v is not None}
-    if preset is not None:
-        configure(method, preset, given)
+    configure(method, preset or "paper", given)  # refuse a bad setting before anything heavy is loaded
     backbone = _load(model, dtype, device)
     start = time.perf_counter()
     eraser = run(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from ..pipelines import Backbone, canvas_folder
+from ..pipelines import Backbone, canvas_folder, quiet
 from ..prompts import InputError
 
 
@@ -31,8 +31,11 @@ class Judges:
     """
 
     def __init__(self, object_folder: Path, style_folder: Path) -> None:
-        self._object = AutoModelForImageClassification.from_pretrained(object_folder, use_safetensors=True).eval()
-        self._style = AutoModelForImageClassification.from_pretrained(style_folder, use_safetensors=True).eval()
+        with quiet():
+            self._object, self._style = (
+                AutoModelForImageClassification.from_pretrained(f, use_safetensors=True).eval()
+                for f in (object_folder, style_folder)
+            )
 
     def look(self, images: Sequence[Image.Image], batch: int = 256) -> Verdict:
         """Name every image.

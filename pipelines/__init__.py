@@ -5,6 +5,7 @@ from ._backbone import Backbone, Condition, Group, TextStates
 from ._bundled import BUNDLED
 from ._fingerprint import distance, fingerprint
 from ._load import Model, canvas_folder, load, models, wrap
+from ._quiet import quiet
 
 __all__ = [
     "BUNDLED",
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "models",
     "plug",
+    "quiet",
     "unplug",
     "wrap",
 ]

@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..prompts import InputError
+from ._quiet import quiet
 
 
 def layers(*roots: nn.Module) -> list[BaseTunerLayer]:
@@ -62,16 +63,21 @@ def plug(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor], name: str) -> S
     """
     roots = components(pipe)
     before = _state(roots)
-    pipe.load_lora_weights(dict(tensors), adapter_name=name)
-    mine = [m for m in layers(*roots) if name in getattr(m, "scaling", {})]
+    with quiet():  # diffusers warns that a component has no keys, which is no fault
+        pipe.load_lora_weights(dict(tensors), adapter_name=name)
+    mine = {m for m in layers(*roots) if name in getattr(m, "scaling", {})}
     if len(mine) != len(tensors) // 2:
         unplug(pipe, name, before)
         raise RuntimeError(f"{len(tensors) // 2 - len(mine)} of {len(tensors) // 2} LoRA pairs found no module")
-    for m in layers(*roots):
-        off, names = before.get(m, (True, []))
-        m._disable_adapters, m._active_adapter = False, [*([] if off else names), name]
-        if m not in mine:
-            m._disable_adapters, m._active_adapter = off, names
+    for root in roots:
+        here = [before[m] for m in layers(root) if m in before]
+        on = list(dict.fromkeys(n for off, names in here if not off for n in names))
+        for m in layers(root):
+            off, names = before.get(m, (False, on))
+            # names of adapters that a layer does not have are skipped there, but diffusers reports the first layer's
+            m._disable_adapters, m._active_adapter = off, names if off else [*names, name]
+            if off and m in mine:
+                m._disable_adapters, m._active_adapter = False, [name]
     return before
 
 

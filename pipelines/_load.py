@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from ..prompts import InputError, unknown
 from ._backbone import Backbone
 from ._bundled import BUNDLED, CANVAS
+from ._quiet import quiet
 from ._unet import UNetBackbone
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,9 +40,10 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
     if name not in BUNDLED:
         _check(name, where)
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            where if where.is_dir() else name, dtype=kind, use_safetensors=True, safety_checker=None
-        )
+        with quiet():
+            pipe = DiffusionPipeline.from_pretrained(
+                where if where.is_dir() else name, dtype=kind, use_safetensors=True, safety_checker=None
+            )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load {name!r}: {_first_line(error)}") from error
     try:

@@ -119,7 +119,7 @@ class TestShipped:
 
     def test_it_is_shaped_like_sd1(self, canvas):
         config = canvas.pipe.unet.config
-        assert config.down_block_types == ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+        assert list(config.down_block_types) == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
         assert len(canvas.modules("text-kv")) == 32, "as many as Stable Diffusion 1.5 has"
         assert canvas.pipe.vae_scale_factor == 8
         assert config.in_channels == canvas.pipe.vae.config.latent_channels == 4

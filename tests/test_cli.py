@@ -24,6 +24,7 @@ def run(*args, cwd=None):
     os.chdir(cwd or old)
     consoles = cli.out.file, cli.err.file
     cli.out.file, cli.err.file = streams
+    os.environ["COLUMNS"] = "200"
     argv, sys.argv = sys.argv, ["erasers", *map(str, args)]
     try:
         with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
@@ -155,7 +156,7 @@ BAD = {
     "missing value": (["draw", "--out"], "--out"),
     "missing flag": (["draw"], "--out"),
     "misspelt command": (["eras", "moon"], "erase"),
-    "not a number": (["erase", "moon", "--ridge", "much"], "much"),
+    "not a number": (["erase", "moon", "--ridge", "much"], "valid number"),
     "bad setting": (["erase", "moon", "--ridge", "0"], "ridge: expected a number above 0"),
     "rank 0": (["erase", "moon", "--method", "random", "--rank", "0"], "rank: expected at least 1"),
     "unknown preset": (["erase", "moon", "--preset", "papr"], "did you mean 'paper'"),
@@ -173,9 +174,9 @@ BAD = {
     "unknown list": (["list", "model"], "did you mean 'models'"),
     "unknown dtype": (["erase", "moon", "--dtype", "fp16"], "did you mean 'float16'"),
     "too large a seed": (["erase", "moon", "--seed", str(10**20)], "--seed"),
-    "too many steps": (["draw", "--out", "d", "--steps", "2000"], "steps: expected 1 to 1000"),
+    "too many steps": (["draw", "--out", "d", "--steps", "2000"], "--steps"),
     "nonsense method": (["erase", "moon", "--method", ":X"], "cannot import method"),
-    "zero steps": (["draw", "--out", "d", "--steps", "0"], "steps: expected 1 to 1000"),
+    "zero steps": (["draw", "--out", "d", "--steps", "0"], "--steps"),
 }
 
 

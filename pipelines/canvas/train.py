@@ -28,7 +28,7 @@ from .world import HELD_OUT_SEED, OBJECT_NAMES, STYLE_NAMES, Captions, World, ca
 PER_CELL = 200
 CAPTIONS_PER_IMAGE = 6
 TEXT_PLAN = Fit(steps=1400, lr=1e-3, decay=0.05, ema=0.99, seed=1)
-VISION_PLAN = Fit(steps=2500, lr=1e-3, decay=0.05, ema=0.995, seed=5)
+VISION_PLAN = Fit(steps=2000, lr=1e-3, decay=0.05, ema=0.995, seed=5)
 JUDGE_PLAN = Fit(steps=900, lr=2e-3, decay=0.05, ema=0.99, seed=2)
 VAE_PLAN = Fit(steps=2500, lr=2e-3, decay=0.0, ema=0.998, bf16=True, seed=3)
 SD_PLAN = Fit(steps=5000, lr=8e-4, warmup=200, decay=0.01, ema=0.999, every=250, seed=4)
@@ -415,25 +415,28 @@ def main(argv: list[str] | None = None) -> None:
     contrast = Contrast(data, words, tok)
     guide = train_text(work, contrast, tok)
     judges = (train_judge(work, "object", data), train_judge(work, "style", data))
-    labels = (held_out.objects, held_out.styles)
-    note("judges, held-out drawings", [accuracy(j, x, y) for j, y in zip(judges, labels, strict=True)])
+
+    def judged(images: Tensor) -> list[float]:
+        return [accuracy(j, images, y) for j, y in zip(judges, (held_out.objects, held_out.styles), strict=True)]
+
+    note("judges, held-out drawings", lambda: judged(x))
     if args.until == "judges":
         return
     vae = train_vae(work, data)
-    y = through(vae, x)
-    note("vae", {"l1": (y - x).abs().mean().item(), "psnr": 10 * math.log10(4 / (y - x).square().mean().item())})
-    note("judges, drawings through the vae", [accuracy(j, y, z) for j, z in zip(judges, labels, strict=True)])
+    again = cache(lambda: through(vae, x))
+    note("vae psnr, held-out drawings", lambda: 10 * math.log10(4 / (again() - x).square().mean().item()))
+    note("judges, held-out drawings through the vae", lambda: judged(again()))
     if args.until == "vae":
         return
     name = f"sd-without-{args.without}" if args.without else "sd"
     kept = data.without(args.without)
     kept_words = words if args.without is None else captions(kept, CAPTIONS_PER_IMAGE, 0)
     pipe = train_sd(work, name, kept, kept_words, text_tower(guide.clip), tok, vae)
-    note(f"{name}, 25 steps", grid_accuracy(pipe, judges, steps=25, guidance=4.0, seeds=5))
+    note(f"{name}, 25 steps", lambda: grid_accuracy(pipe, judges, steps=25, guidance=4.0, seeds=5))
     if args.until == "sd":
         return
     clip = train_vision(work, contrast, guide)
-    note("clip zero-shot, held-out drawings", zero_shot(clip, tok, held_out))
+    note("clip zero-shot, held-out drawings", lambda: zero_shot(clip, tok, held_out))
     if args.out:
         ship(args.out, pipe, clip, tok, judges)
 
