@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -302,7 +304,7 @@ def train_sd(
     """Epsilon prediction on latents, min-SNR weights, one caption in ten emptied for guidance."""
     dev = models.device()
     mean, std = latents(work, vae, data, name)
-    table = embeddings(text, tok, [*words.table, ""])
+    states = cache(lambda: embeddings(text, tok, [*words.table, ""]))  # not needed where training is done
     torch.manual_seed(SD_PLAN.seed)
     model, noise = models.unet().to(dev), models.scheduler()
     abar = noise.alphas_cumprod
@@ -310,6 +312,7 @@ def train_sd(
     batch = 64
 
     def loss(step: int, gen: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        table = states()
         pick = torch.randint(len(mean), (batch,), generator=gen)
         rows = words.rows[pick, torch.randint(words.rows.shape[1], (batch,), generator=gen)]
         rows = torch.where(torch.rand(batch, generator=gen) < 0.08, torch.tensor(len(table) - 1), rows)
@@ -401,10 +404,11 @@ def main(argv: list[str] | None = None) -> None:
     report_path = work / "report.json"
     report = json.loads(report_path.read_text()) if report_path.exists() else {}
 
-    def note(key: str, value: object) -> None:
-        report[key] = value
-        write_json(report_path, report)
-        print(key, json.dumps(value))
+    def note(key: str, measure: Callable[[], object]) -> None:
+        if key not in report:
+            report[key] = measure()
+            write_json(report_path, report)
+        print(key, json.dumps(report[key]))
 
     data = world(PER_CELL, 0, work / "world.safetensors")
     held_out = world(10, HELD_OUT_SEED, work / "held-out.safetensors")
