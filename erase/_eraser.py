@@ -76,7 +76,7 @@ class Recipe:
         try:
             recipe = cls(**{k: v for k, v in value.items() if k in cls.__dataclass_fields__})
             _ = recipe.base["id"], [float(w) for w in recipe.base["fingerprint"]["weights"]]
-            _ = [Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}) for c in recipe.concepts]
+            _ = [Concept.from_json(c) for c in recipe.concepts]
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(f"{origin} is no eraser's record ({type(error).__name__}: {error})") from error
         return recipe

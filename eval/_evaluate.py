@@ -88,8 +88,9 @@ def evaluate(
     """
     stack = [eraser] if isinstance(eraser, Eraser) else list(eraser)
     tools = {n: find(n)() for n in (only or evaluators())}
-    for side in ("original", "erased") if keep is not None else ():
-        check_place(keep / side, force)
+    if keep is not None:
+        for side in ("original", "erased"):
+            check_place(keep / side, force)
     control = control or Control(backbone)
     concepts = [_concept(c) for e in stack for c in e.recipe.concepts]
     if not concepts:
@@ -153,5 +154,4 @@ def mean(scores: Sequence[Score | NotApplicable]) -> Score | NotApplicable:
 def _concept(record: dict[str, Any]) -> Concept:
     if record["name"] not in canvas.CONCEPTS:
         raise InputError(f"{record['name']!r} is no Canvas concept, so no judge knows it")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-    return Concept(**values)
+    return Concept.from_json(record)

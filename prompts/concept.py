@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ._errors import InputError
 
@@ -42,6 +43,17 @@ class Concept:
             raise InputError(f"the anchor of {self.name!r} is the concept itself: name something else, or nothing")
         if self.kind not in get_args(Kind):
             raise InputError(f"expected a kind among {', '.join(get_args(Kind))}, got {self.kind!r}")
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Concept:
+        """From a JSON object, whose lists become tuples.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+            InputError: see the class.
+        """
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**values)
 
     @property
     def names(self) -> tuple[str, ...]:
