@@ -45,6 +45,7 @@ def row(method: str, name: str, settings: dict, control: Control) -> dict:
 
 def table(rows: list[dict]) -> str:
     """A Markdown table of one method: value (change against the unerased control) per concept, and the mean."""
+    rows = sorted(rows, key=lambda r: list(canvas.CONCEPTS).index(r["concept"]))
     lines = [
         "| concept | " + " | ".join(SCORES) + " | s | MB | KB |",
         "|---|" + "---:|" * (len(SCORES) + 3),

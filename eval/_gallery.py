@@ -44,7 +44,7 @@ class Sampling:
                 raise InputError(f"{name}: expected 1 to {most}, got {getattr(self, name)}")
 
 
-SAMPLING = {"canvas": Sampling(steps=15, guidance=4.0, sampler="dpm++", batch=60), "sd": Sampling()}
+SAMPLING = {"canvas": Sampling(steps=12, guidance=4.0, sampler="dpm++", batch=60), "sd": Sampling()}
 
 
 def sampling(backbone: Backbone) -> Sampling:
