@@ -220,7 +220,8 @@ class TestBase:
         sd, eraser, _ = saved
         for dtype in (torch.float16, torch.bfloat16):
             sd.pipe.to(dtype)
-            eraser.attach(sd).detach()
+            with eraser.attached(sd) as handle:
+                assert handle.is_active()
 
     def test_other_weights(self, saved):
         _, eraser, _ = saved
