@@ -115,7 +115,8 @@ class TestShipped:
             "    pipe.scheduler = s.from_config(pipe.scheduler.config) if s else pipe.scheduler\n"
             "    assert pipe('a moon', num_inference_steps=4).images[0].size == (64, 64)\n"
         )
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
     def test_it_is_shaped_like_sd1(self, canvas):
         config = canvas.pipe.unet.config
