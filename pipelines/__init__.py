@@ -1,11 +1,13 @@
 """Backbones over diffusers pipelines, and the Canvas reference pipelines. The only room that imports diffusers."""
 
-from ._adapters import State, acting, components, plug, unplug
+from ._adapters import acting, activate, components, low_rank, plug, unplug, watch
 from ._backbone import Backbone, Condition, Group, TextStates
 from ._bundled import BUNDLED
 from ._fingerprint import distance, fingerprint
 from ._load import Model, canvas_folder, load, models, wrap
+from ._overlay import check_unfused, overlay
 from ._quiet import quiet
+from ._seeds import step_generator
 
 __all__ = [
     "BUNDLED",
@@ -13,17 +15,22 @@ __all__ = [
     "Condition",
     "Group",
     "Model",
-    "State",
     "TextStates",
     "acting",
+    "activate",
     "canvas_folder",
+    "check_unfused",
     "components",
     "distance",
     "fingerprint",
     "load",
+    "low_rank",
     "models",
+    "overlay",
     "plug",
     "quiet",
+    "step_generator",
     "unplug",
+    "watch",
     "wrap",
 ]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 
+import torch
 from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..prompts import InputError
 from ._quiet import quiet
@@ -18,17 +22,23 @@ def layers(*roots: nn.Module) -> list[BaseTunerLayer]:
     return [m for root in roots for m in root.modules() if isinstance(m, BaseTunerLayer)]
 
 
+_ON_PURPOSE: ContextVar[bool] = ContextVar("switched on purpose", default=False)
+"""Set inside `only`, where an eraser that is off is off on purpose."""
+
+
 @contextmanager
 def only(adapter: str | None, *roots: nn.Module) -> Iterator[None]:
     """Inside, `adapter` is the only one that acts; with None the base acts alone. States come back afterwards."""
     found = layers(*roots)
     before = [(m._disable_adapters, m._active_adapter) for m in found]
+    token = _ON_PURPOSE.set(True)
     try:
         for m in found:
             m._disable_adapters = adapter is None
             m._active_adapter = m._active_adapter if adapter is None else [adapter]
         yield
     finally:
+        _ON_PURPOSE.reset(token)
         for m, (off, active) in zip(found, before, strict=True):
             m._disable_adapters, m._active_adapter = off, active
 
@@ -63,8 +73,11 @@ def plug(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor], name: str) -> S
     """
     roots = components(pipe)
     before = _state(roots)
+    flags = [(p, p.requires_grad) for root in roots for p in root.parameters()]
     with quiet():  # diffusers warns that a component has no keys, which is no fault
         pipe.load_lora_weights(dict(tensors), adapter_name=name)
+    for p, flag in flags:
+        p.requires_grad_(flag)  # PEFT freezes the base
     mine = {m for m in layers(*roots) if name in getattr(m, "scaling", {})}
     if len(mine) != len(tensors) // 2:
         unplug(pipe, name, before)
@@ -103,7 +116,52 @@ def unplug(pipe: DiffusionPipeline, name: str, before: State) -> None:
         m._disable_adapters, m._active_adapter = (was_off, were) if untouched else (off, rest)
 
 
+def watch(pipe: DiffusionPipeline, name: str, denoiser: nn.Module, message: str) -> RemovableHandle:
+    """Warn, once each time it happens, when the denoiser runs while adapter `name` has been switched off by others
+    coming on: what `pipe.load_lora_weights` does. Switching all adapters off (`pipe.disable_lora()`) is no accident
+    and says nothing. Take the watch away with the handle's `remove()`.
+    """
+    told = False
+
+    def look(_module: nn.Module, _args: object) -> None:
+        nonlocal told
+        if torch.compiler.is_compiling() or _ON_PURPOSE.get():
+            return
+        mine = [m for m in layers(*components(pipe)) if name in getattr(m, "scaling", {})]
+        lost = bool(mine) and not any(m.disable_adapters or m.merged_adapters for m in mine)
+        lost = lost and not any(name in m.active_adapters for m in mine)
+        if lost and not told:
+            warnings.warn(message, UserWarning, stacklevel=2)
+        told = lost
+
+    return denoiser.register_forward_pre_hook(look)
+
+
+def activate(pipe: DiffusionPipeline, name: str) -> None:
+    """Let adapter `name` act again beside whatever acts now."""
+    for root in components(pipe):
+        found = layers(root)
+        on = list(dict.fromkeys(n for m in found if not m.disable_adapters for n in m.active_adapters))
+        if any(name in getattr(m, "scaling", {}) for m in found):
+            for m in found:
+                m._disable_adapters, m._active_adapter = False, [*(n for n in on if n != name), name]
+
+
+def low_rank(pipe: DiffusionPipeline, name: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """The live factors A [r, in] and B [out, r] of adapter `name`, by full module name."""
+    return {
+        f"{part}.{path}": (m.lora_A[name].weight, m.lora_B[name].weight)
+        for part, root in _parts(pipe)
+        for path, m in root.named_modules()
+        if isinstance(m, BaseTunerLayer) and name in m.lora_A
+    }
+
+
+def _parts(pipe: DiffusionPipeline) -> list[tuple[str, nn.Module]]:
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2")
+    return [(n, m) for n in names if isinstance(m := getattr(pipe, n, None), nn.Module)]
+
+
 def components(pipe: DiffusionPipeline) -> list[nn.Module]:
     """The parts of a pipeline that can carry an adapter."""
-    names = ("unet", "transformer", "text_encoder", "text_encoder_2")
-    return [m for n in names if isinstance(m := getattr(pipe, n, None), nn.Module)]
+    return [m for _, m in _parts(pipe)]

@@ -12,7 +12,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-Group = Literal["text-kv", "cross", "self", "all", "text-encoder"]
+Group = Literal["text-kv", "cross", "self", "not-cross", "all", "text-encoder"]
+"""Parts of a network: keys and values of cross-attention, all of cross-attention, self-attention, everything but
+cross-attention, the whole denoiser; or the text encoders."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Condition:
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Condition:
         """The condition of some of the prompts, in the order given."""
-        index = torch.arange(self.count)[rows]
+        index = torch.arange(self.count)[rows.cpu() if isinstance(rows, Tensor) else rows]
         return Condition(_map(self.kwargs, lambda t: t[index.to(t.device)] if len(t) == self.count else t), len(index))
 
     def __add__(self, other: Condition) -> Condition:
@@ -135,9 +137,26 @@ class Backbone(Protocol):
         ...
 
     def partial(
-        self, cond: Condition, stop: int, *, steps: int, guidance: float, generator: torch.Generator
+        self,
+        cond: Condition,
+        stop: Tensor,
+        noise: Tensor,
+        *,
+        steps: int,
+        guidance: float,
+        null: Condition | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Latents after the first `stop` of `steps` sampler steps from noise, and the time [B] they have reached."""
+        """Partially denoised latents and the times [B] they have reached, as `denoise` takes them.
+
+        Args:
+            cond: of B prompts.
+            stop: how many of `steps` deterministic (DDIM) sampler steps each latent takes, int [B]; `steps` gives the
+                clean latent and time 0.
+            noise: what they start from, [B, *latent_shape].
+            steps: of the whole trajectory.
+            guidance: classifier-free guidance scale; 1 is off.
+            null: `unconditional(1)`, if it is at hand.
+        """
         ...
 
     def modules(self, group: Group) -> dict[str, nn.Linear]:
@@ -149,7 +168,24 @@ class Backbone(Protocol):
         ...
 
     def using(self, adapter: str | None) -> AbstractContextManager[None]:
-        """Inside, only the named adapter is on; with None, the untouched base."""
+        """Inside, only the named adapter or cover is on; with None, the untouched base."""
+        ...
+
+    def cover(self, values: Mapping[str, Tensor], label: str) -> None:
+        """Put other values over some of the denoiser's parameters (full names) until `uncover(label)`; the base values
+        are kept and come back bit for bit.
+
+        Raises:
+            InputError: a LoRA is fused into the denoiser.
+        """
+        ...
+
+    def uncover(self, label: str) -> None:
+        """Take that cover away."""
+        ...
+
+    def checkpointed(self) -> AbstractContextManager[None]:
+        """Inside, the denoiser keeps no activations for the backward pass but computes them again."""
         ...
 
     def draw(

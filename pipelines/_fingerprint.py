@@ -7,22 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 SAMPLES = 256
 
 
-def fingerprint(layers: Mapping[str, nn.Linear]) -> dict[str, Any]:
-    """What an update was made for: a hash of the layers' names and shapes, and a spread of about 256 of their weights.
+def fingerprint(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What an update was made for: a hash of the weights' names and shapes, and a spread of about 256 of their weights.
 
     The weights are kept as numbers, not hashed, because the same model is loaded in several precisions.
     """
-    names = sorted(layers)
-    shape = ";".join(f"{n}{tuple(layers[n].weight.shape)}" for n in names)
+    names = sorted(weights)
+    shape = ";".join(f"{n}{tuple(weights[n].shape)}" for n in names)
     each = max(4, SAMPLES // max(1, len(names)))
     values: list[float] = []
     for n in names:
-        flat = layers[n].weight.detach().flatten()
+        flat = weights[n].detach().flatten()
         step = max(1, len(flat) // each)
         values += flat[step // 2 :: step][:each].float().tolist()
     return {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.state import PartialState
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError
 
@@ -34,6 +35,8 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
     name = os.fspath(source)
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
+    if device in (None, "cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        device = str(PartialState().device)  # of several processes, each has its own
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = DTYPES[dtype] if dtype else (torch.float32 if device == "cpu" else torch.float16)
     where = BUNDLED[name].folder if name in BUNDLED else Path(name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, get_args
 
 import torch
 from diffusers import (
@@ -14,6 +14,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ..prompts import InputError, unknown
 from ._adapters import only
 from ._backbone import Condition, Group, TextStates
+from ._overlay import cover, overlay, showing, uncover
 from ._record import record
 
 SAMPLERS = {
@@ -31,6 +33,14 @@ SAMPLERS = {
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
 }
+
+
+def _sampler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+    """A sampler of that name for a pipeline's noise schedule. DDIM would clip latents to [-1, 1] where the pipeline's
+    own scheduler does not know the setting.
+    """
+    more = {"clip_sample": config.get("clip_sample", False)} if name == "ddim" else {}
+    return SAMPLERS[name].from_config(config, **more)
 
 
 ADAPTER_PARTS = {"base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_dropout"}
@@ -55,7 +65,7 @@ class UNetBackbone:
         self.prediction: str = pipe.scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
             raise InputError(f"{name}: expected epsilon or v_prediction, its scheduler says {self.prediction!r}")
-        reference = DDIMScheduler.from_config(pipe.scheduler.config)
+        reference = _sampler("ddim", pipe.scheduler.config)
         self._alphas: Tensor = reference.alphas_cumprod
 
     @property
@@ -162,24 +172,34 @@ class UNetBackbone:
 
     @torch.no_grad()
     def partial(
-        self, cond: Condition, stop: int, *, steps: int, guidance: float, generator: torch.Generator
+        self,
+        cond: Condition,
+        stop: Tensor,
+        noise: Tensor,
+        *,
+        steps: int,
+        guidance: float,
+        null: Condition | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if not 0 <= stop < steps:
-            raise InputError(f"expected a stop from 0 to {steps - 1} (steps - 1), got {stop}")
-        scheduler = copy.deepcopy(self.pipe.scheduler)
+        if len(stop) != len(cond) or not ((stop >= 0) & (stop <= steps)).all():
+            raise InputError(f"expected {len(cond)} stops from 0 to {steps}, got {stop.tolist()}")
+        scheduler = _sampler("ddim", self.pipe.scheduler.config)
         scheduler.set_timesteps(steps, device=self.device)
-        n = len(cond)
-        x = torch.randn(n, *self.latent_shape, generator=generator).to(self.device, self.dtype)
-        x = x * scheduler.init_noise_sigma
-        both = self.unconditional(n) + cond if guidance != 1.0 else cond
-        for t in scheduler.timesteps[:stop]:
-            double = torch.cat([x, x]) if guidance != 1.0 else x
-            out = self.denoise(scheduler.scale_model_input(double, t), t.expand(len(double)), both)
-            if guidance != 1.0:
-                free, led = out.chunk(2)
-                out = free + guidance * (led - free)
-            x = scheduler.step(out, t, x, return_dict=False)[0]
-        return x, scheduler.timesteps[stop].expand(n)
+        stop, x = stop.to(self.device), noise.to(self.device, self.dtype).clone()
+        if guidance != 1.0 and null is None:
+            null = self.unconditional(1)
+        for k, t in enumerate(scheduler.timesteps[: int(stop.max())]):
+            rows = (stop > k).nonzero().flatten()  # a row that has arrived costs nothing more
+            part, led = x[rows], cond[rows]
+            if guidance == 1.0 or null is None:
+                out = self.denoise(part, t.expand(len(rows)), led)
+            else:
+                both = null[[0] * len(rows)] + led
+                free, out = self.denoise(torch.cat([part, part]), t.expand(2 * len(rows)), both).chunk(2)
+                out = free + guidance * (out - free)
+            x[rows] = scheduler.step(out, t, part, return_dict=False)[0].to(x.dtype)
+        times = torch.cat([scheduler.timesteps, scheduler.timesteps.new_zeros(1)])
+        return x, times[stop]
 
     # ------------------------------------------------------------ images
 
@@ -237,7 +257,7 @@ class UNetBackbone:
             raise unknown("sampler", name, SAMPLERS)
         own = self.pipe.scheduler
         if name is not None:
-            self.pipe.scheduler = SAMPLERS[name].from_config(own.config)
+            self.pipe.scheduler = _sampler(name, own.config)
         try:
             yield
         finally:
@@ -269,8 +289,33 @@ class UNetBackbone:
         names = ("text_encoder", "text_encoder_2")
         return [(n, m) for n in names if (m := getattr(self.pipe, n, None)) is not None]
 
-    def using(self, adapter: str | None) -> contextmanager[None]:  # type: ignore[valid-type]
-        return only(adapter, self.pipe.unet, *(m for _, m in self._roots("text-encoder")))
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        with only(adapter, self.pipe.unet, *(m for _, m in self._roots("text-encoder"))), self._covered(adapter):
+            yield
+
+    @contextmanager
+    def checkpointed(self) -> Iterator[None]:
+        unet = self.pipe.unet
+        was_on, was_training = unet.is_gradient_checkpointing, unet.training
+        unet.enable_gradient_checkpointing()
+        unet.train()  # diffusers checkpoints in training mode only
+        try:
+            yield
+        finally:
+            unet.train(was_training)
+            if not was_on:
+                unet.disable_gradient_checkpointing()
+
+    def _covered(self, label: str | None) -> AbstractContextManager[None]:
+        covered = overlay(self.denoiser) is not None
+        return showing(self.denoiser, self.parameters("all"), label) if covered else nullcontext()
+
+    def cover(self, values: Mapping[str, Tensor], label: str) -> None:
+        cover(self.denoiser, self.parameters("all"), values, label)
+
+    def uncover(self, label: str) -> None:
+        uncover(self.denoiser, self.parameters("all"), label)
 
 
 def _base(module: nn.Module) -> nn.Module:
@@ -287,6 +332,8 @@ def _in_group(path: str, group: Group) -> bool:
             return "attn2" in parts
         case "self":
             return "attn1" in parts
+        case "not-cross":
+            return "attn2" not in parts
         case "all" | "text-encoder":
             return True
-    raise unknown("module group", group, ("text-kv", "cross", "self", "all", "text-encoder"))
+    raise unknown("module group", group, get_args(Group))

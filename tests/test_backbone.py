@@ -100,8 +100,8 @@ def test_latents_and_decode(backbone):
 
 def test_partial_walks_the_samplers_own_path(backbone):
     """Stopping after k steps and comparing with the latent the stock call reports after step k."""
-    backbone.pipe.scheduler = DDIMScheduler.from_config(backbone.pipe.scheduler.config)
-    noise = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(5))
+    backbone.pipe.scheduler = DDIMScheduler.from_config(backbone.pipe.scheduler.config, clip_sample=False)
+    noise = 3 * torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(5))
     seen = []
     with torch.no_grad():
         backbone.pipe(
@@ -112,13 +112,18 @@ def test_partial_walks_the_samplers_own_path(backbone):
             output_type="latent",
             callback_on_step_end=lambda p, i, t, kw: seen.append((t, kw["latents"].clone())) or kw,
         )
-    x, t = backbone.partial(
-        backbone.encode(PROMPTS[:1]), 3, steps=6, guidance=3.0, generator=torch.Generator().manual_seed(5)
+    cond, stop = backbone.encode([PROMPTS[0]] * 3), torch.tensor([3, 0, 6])
+    x, t = backbone.partial(cond, stop, noise.repeat(3, 1, 1, 1), steps=6, guidance=3.0)
+    torch.testing.assert_close(x[:1], seen[2][1], atol=1e-4, rtol=1e-4)
+    assert torch.equal(x[1:2], noise), "nothing is denoised before the first step"
+    torch.testing.assert_close(x[2:], seen[5][1], atol=1e-4, rtol=1e-4)
+    assert t.tolist() == [int(seen[3][0]), int(seen[0][0]), 0]
+    again, _ = backbone.partial(
+        cond, stop, noise.repeat(3, 1, 1, 1), steps=6, guidance=3.0, null=backbone.unconditional(1)
     )
-    torch.testing.assert_close(x, seen[2][1], atol=1e-4, rtol=1e-4)
-    assert t.tolist() == [int(seen[3][0])]
-    with pytest.raises(InputError, match="expected a stop from 0 to 5"):
-        backbone.partial(backbone.encode(PROMPTS[:1]), 6, steps=6, guidance=1.0, generator=torch.Generator())
+    assert torch.equal(x, again)
+    with pytest.raises(InputError, match="expected 3 stops from 0 to 6"):
+        backbone.partial(cond, stop + 1, noise.repeat(3, 1, 1, 1), steps=6, guidance=1.0)
 
 
 def test_text_states_are_the_encoded_prompt_without_its_padding(backbone):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._seeds import step_generator
 from .world import save_tensors, write_json
 
 
@@ -46,11 +47,6 @@ class Fit:
 
 M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The draws of one step: a CPU generator that depends on the seed and the step alone."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
 def fit(name: str, model: M, loss: Loss, plan: Fit, work: Path) -> M:
