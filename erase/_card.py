@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import ModelCardData
 
 if TYPE_CHECKING:
-    from ._eraser import Recipe
+    from ._recipe import Recipe
 
 CARD = """---
 {front}
@@ -24,14 +24,9 @@ Removes **{names}** from `{base}`. Made by [erasers] with the method `{method}`,
 
 ## Use
 
-In any diffusers app, without `erasers`:
+{plain}
 
-```python
-pipe.load_lora_weights("this-folder", adapter_name="{adapter}")
-```
-
-Loading a second LoRA switches this one off until `pipe.set_adapters(["{adapter}", "the-other"])`.
-`eraser_kohya.safetensors` holds the same update for ComfyUI and A1111. With `erasers`:
+With `erasers`:
 
 ```python
 import erasers
@@ -55,6 +50,30 @@ Preserved explicitly: {preserve}. Made with {versions}.
 """
 
 
+PLAIN = {
+    "lora": """In any diffusers app, without `erasers`:
+
+```python
+pipe.load_lora_weights("this-folder", adapter_name="eraser")
+```
+
+Loading a second LoRA switches this one off until `pipe.set_adapters(["eraser", "the-other"])`.
+`eraser_kohya.safetensors` holds the same update for ComfyUI and A1111.""",
+    "delta": """`delta.safetensors` holds new values for some of the weights, which diffusers has no loader for. Make a
+component of it once, for any diffusers app without `erasers`:
+
+```sh
+erasers export this-folder --to component --model {base} --out erased-unet
+```
+
+```python
+unet = UNet2DConditionModel.from_pretrained("erased-unet")
+pipe = DiffusionPipeline.from_pretrained("{base}", unet=unet)
+```""",
+}
+TAGS = {"lora": ["lora", "template:sd-lora"], "delta": []}
+
+
 def card(recipe: Recipe) -> str:
     """The card of one eraser, Markdown with the Hub's front matter."""
     base = recipe.base["id"]
@@ -64,7 +83,7 @@ def card(recipe: Recipe) -> str:
         base_model_relation="adapter" if on_hub else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=["lora", "diffusers", "text-to-image", "template:sd-lora", "concept-erasure"],
+        tags=[*TAGS[recipe.kind], "diffusers", "text-to-image", "concept-erasure"],
     )
     rows = [
         f"| {c['name']} | {c['anchor'] or 'nothing in particular'} | {', '.join(c['synonyms']) or '-'} |"
@@ -77,7 +96,7 @@ def card(recipe: Recipe) -> str:
         method=recipe.method,
         seed=recipe.seed,
         rows="\n".join(rows),
-        adapter="eraser",
+        plain=PLAIN[recipe.kind].replace("{base}", base),
         settings="\n".join(f"- `{k}`: {v}" for k, v in recipe.settings.items()),
         preserve=", ".join(recipe.preserve) or "nothing",
         versions=", ".join(f"{k} {v}" for k, v in recipe.versions.items()),

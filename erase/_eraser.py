@@ -6,126 +6,42 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
 
-from ..pipelines import Backbone, State, acting, components, distance, fingerprint, plug, unplug, wrap
-from ..prompts import Concept, InputError, unknown
+from ..pipelines import Backbone, activate, components, distance, fingerprint, overlay, watch, wrap
+from ..prompts import InputError, unknown
 from . import _files as files
 from ._card import card
+from ._delta import Delta
+from ._lora import Lora
+from ._payload import Payload
+from ._recipe import Recipe
 
-SCHEMA = 1
 SAME_BASE = 0.01
-Layout = Literal["peft", "kohya"]
-LAYOUTS: tuple[Layout, ...] = ("peft", "kohya")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an eraser was made: written beside its weights and into the weights' own header.
-
-    Attributes:
-        method: the method's public name.
-        settings: every setting of the method.
-        seed: of every draw it made.
-        family: "sd", "sdxl", ...
-        base: `id` of the base model and a `fingerprint` of the edited weights.
-        concepts: what was erased, each with name, anchor, synonyms, neighbours, kind.
-        preserve: names that were protected.
-        targets: full names of the edited modules.
-        scale: the strength it was made for.
-        kind: "lora".
-        versions: libraries used.
-        schema: version of this record.
-    """
-
-    method: str
-    settings: dict[str, Any]
-    seed: int
-    family: str
-    base: dict[str, Any]
-    concepts: list[dict[str, Any]]
-    preserve: list[str]
-    targets: list[str]
-    scale: float = 1.0
-    kind: str = "lora"
-    versions: dict[str, str] = field(default_factory=dict)
-    schema: int = SCHEMA
-
-    @classmethod
-    def read(cls, value: Mapping[str, Any], origin: str) -> Recipe:
-        """From JSON.
-
-        Raises:
-            InputError: not an eraser's record, or one from a newer release.
-        """
-        schema = value.get("schema")
-        if not isinstance(schema, int):
-            raise InputError(f"{origin} is no eraser's record: expected a schema number, got {schema!r}")
-        if schema > SCHEMA:
-            raise InputError(f"{origin} has schema {schema}, this release reads up to {SCHEMA}: update erasers")
-        try:
-            recipe = cls(**{k: v for k, v in value.items() if k in cls.__dataclass_fields__})
-            _ = recipe.base["id"], [float(w) for w in recipe.base["fingerprint"]["weights"]]
-            _ = [Concept.from_json(c) for c in recipe.concepts]
-        except (TypeError, KeyError, ValueError) as error:
-            raise InputError(f"{origin} is no eraser's record ({type(error).__name__}: {error})") from error
-        return recipe
-
-    @classmethod
-    def from_header(cls, header: Mapping[str, str], origin: str) -> Recipe:
-        """From the header of a safetensors file.
-
-        Raises:
-            InputError: it has none, or a damaged one.
-        """
-        if files.HEADER not in header:
-            raise InputError(f"{origin} is a safetensors file but no eraser: its header has no {files.HEADER!r} record")
-        try:
-            value = json.loads(header[files.HEADER])
-        except json.JSONDecodeError as error:
-            raise InputError(f"{origin}: the {files.HEADER!r} record in its header is damaged ({error})") from error
-        if not isinstance(value, dict):
-            raise InputError(f"{origin}: the {files.HEADER!r} record in its header is no JSON object")
-        return cls.read(value, origin)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the erased concepts."""
-        return [c["name"] for c in self.concepts]
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what made an eraser."""
-    out = {}
-    for name in ("erasers", "torch", "diffusers", "transformers", "peft"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            out[name] = "unknown"
-    return out
+Layout = Literal["peft", "kohya", "component"]
+LAYOUTS: tuple[Layout, ...] = ("peft", "kohya", "component")
+KINDS: dict[str, type[Payload]] = {"lora": Lora, "delta": Delta}
 
 
 @dataclass(frozen=True)
 class Eraser:
-    """A low-rank update that removes concepts from one base model, and the record of how it was made.
+    """An update that removes concepts from one base model, and the record of how it was made.
 
     Attributes:
         recipe: see `Recipe`.
-        factors: A [r, in] and B [out, r] for each full module name; the weight becomes W + scale * B A.
+        payload: the update itself, a `Lora` or a `Delta`.
     """
 
     recipe: Recipe
-    factors: Mapping[str, tuple[Tensor, Tensor]]
+    payload: Payload
 
     # ------------------------------------------------------------ files
 
@@ -140,22 +56,23 @@ class Eraser:
         if not path.exists():
             path = _download(os.fspath(source))
         if path.is_dir():
-            weights, config = path / files.LORA_FILE, path / files.CONFIG_FILE
+            config = path / files.CONFIG_FILE
             if not config.exists():
                 raise InputError(f"{path} is no eraser: expected {files.CONFIG_FILE} in it")
             recipe = Recipe.read(files.read_json(config), str(config))
-            tensors, _ = files.read_tensors(weights)
-            return cls(recipe, files.from_peft_keys(tensors, str(weights)))
-        tensors, header = files.read_tensors(path)
-        return cls(Recipe.from_header(header, str(path)), files.from_peft_keys(tensors, str(path)))
+            kind = _kind(recipe, config)
+            return cls(recipe, kind.read(path / kind.file)[0])
+        recipe = Recipe.from_header(files.read_tensors(path)[1], str(path))
+        return cls(recipe, _kind(recipe, path).read(path)[0])
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, force: bool = False, verify: Backbone | None = None
     ) -> Path:
-        """Write the folder: LoRA for diffusers, kohya file, record and model card. All or nothing.
+        """Write the folder: the weights (a LoRA for diffusers and a kohya file, or a delta), record and model card.
+        All or nothing.
 
-        With `verify`, the written file is loaded back by diffusers' own loader before it takes its place: every
-        tensor must find its module and the network's output must change (unless every factor is zero).
+        With `verify`, the written file is loaded back before it takes its place (a LoRA by diffusers' own loader):
+        every tensor must find its module and the network's output must change (unless the update is zero).
 
         Raises:
             InputError: the folder exists and `force` is off, or cannot be written.
@@ -163,8 +80,7 @@ class Eraser:
         """
 
         def fill(partial: Path) -> None:
-            self._write(partial / files.LORA_FILE, "peft")
-            self._write(partial / files.KOHYA_FILE, "kohya")
+            self.payload.write(partial, self._header())
             record = json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False)
             (partial / files.CONFIG_FILE).write_text(record + "\n", encoding="utf-8")
             (partial / "README.md").write_text(card(self.recipe), encoding="utf-8")
@@ -173,34 +89,69 @@ class Eraser:
 
         return files.write_folder(Path(folder), fill, force=force)
 
+    def _header(self) -> dict[str, str]:
+        return {files.HEADER: json.dumps(asdict(self.recipe), ensure_ascii=False)}
+
     def export(
         self,
         path: str | os.PathLike[str],
         to: Layout = "peft",
         *,
         dtype: torch.dtype | None = None,
+        base: Backbone | None = None,
         force: bool = False,
     ) -> Path:
-        """Write one file: "peft" (diffusers; ComfyUI for transformers) or "kohya" (ComfyUI, A1111, diffusers).
+        """Write the eraser for another app.
+
+        Args:
+            path: a file ending in .safetensors; for "component", a folder.
+            to: "peft" (diffusers; ComfyUI for transformers) or "kohya" (ComfyUI, A1111, diffusers), one file each, of
+                a LoRA; "component", the whole denoiser with the update in it, for `from_pretrained(..., unet=...)`.
+            dtype: precision of a file's weights; their own by default.
+            base: the base model, which "component" needs.
+            force: replace what is there.
 
         Raises:
-            InputError: unknown layout, or the file exists, cannot be written or is not named `.safetensors`.
+            InputError: unknown layout, one that this kind does not have, no base where one is needed, or the place
+                exists, cannot be written or is not named `.safetensors`.
         """
         target = Path(path)
         if to not in LAYOUTS:
             raise unknown("file layout", to, LAYOUTS)
+        if to == "component":
+            return self._component(target, base, force=force)
+        if not isinstance(self.payload, Lora):
+            raise InputError(f"a {self.recipe.kind} is no LoRA: export it to component, got {to!r}")
         if target.suffix != ".safetensors":
             raise InputError(f"expected a file name ending in .safetensors, got {target.name!r}")
         files.check_target(target, force)
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        self._write(target, to, dtype)
-        return target
-
-    def _write(self, path: Path, to: Layout, dtype: torch.dtype | None = None) -> None:
-        tensors = (files.peft_keys if to == "peft" else files.kohya_keys)(self.factors)
+        tensors = (files.peft_keys if to == "peft" else files.kohya_keys)(self.payload.factors)
         if dtype is not None:
             tensors = {k: v.to(dtype) for k, v in tensors.items()}
-        files.write_tensors(path, tensors, {files.HEADER: json.dumps(asdict(self.recipe), ensure_ascii=False)})
+        files.write_tensors(target, tensors, self._header())
+        return target
+
+    def _component(self, target: Path, base: Backbone | None, *, force: bool) -> Path:
+        if base is None:
+            raise InputError("a component holds the whole denoiser: name the base model with --model")
+        self.check_base(base)
+        _check_bare(base, "export")
+
+        def fill(partial: Path) -> None:
+            base.denoiser.save_pretrained(partial)
+            record = json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False)
+            (partial / files.COMPONENT_FILE).write_text(record + "\n", encoding="utf-8")
+
+        params = self.payload.weights(base)
+        kept = {n: params[n].detach().clone() for n in self.payload.shapes}
+        self.payload.bake(base, self.recipe.scale)
+        try:
+            return files.write_folder(target, fill, holds=files.COMPONENT_FILE, force=force)
+        finally:
+            with torch.no_grad():
+                for n, value in kept.items():
+                    params[n].copy_(value)
 
     def push_to_hub(
         self, repo: str, *, private: bool = False, token: str | None = None, verify: Backbone | None = None
@@ -223,7 +174,8 @@ class Eraser:
         name: str | None = None,
         force: bool = False,
     ) -> Attached:
-        """Switch the eraser on in a pipeline (or backbone). Adapters that were on stay on.
+        """Switch the eraser on in a pipeline (or backbone). Adapters that were on stay on. When loading another LoRA
+        switches it off later, the next image says so with a `UserWarning`.
 
         Args:
             pipe: a diffusers pipeline or a `Backbone`.
@@ -237,13 +189,17 @@ class Eraser:
         backbone = pipe if isinstance(pipe, Backbone) else wrap(pipe)
         self.check_base(backbone, force=force)
         taken = {n for m in components(backbone.pipe) for n in getattr(m, "peft_config", {})}
+        taken |= set(over.covers) if (over := overlay(backbone.denoiser)) else set()
         label = name or _free_name(self.adapter_name, taken)
         if label in taken:
             raise InputError(f"an adapter named {label!r} is attached already: choose another name or detach it")
-        strength = self.recipe.scale if scale is None else scale
-        # the scale goes into B: `pipe.set_adapters([...])` without weights would set it back to 1
-        tensors = files.peft_keys({n: (a, strength * b) for n, (a, b) in self.factors.items()})
-        return Attached(backbone.pipe, label, plug(backbone.pipe, tensors, label))
+        undo = self.payload.plug(backbone, label, self.recipe.scale if scale is None else scale)
+        message = (
+            f"the eraser of {', '.join(self.recipe.names)} no longer acts: another adapter was loaded or set, which "
+            f"switches the others off; call handle.activate(), or pipe.set_adapters with {label!r} among the names"
+        )
+        hook = watch(backbone.pipe, label, backbone.denoiser, message)
+        return Attached(backbone.pipe, label, lambda: self.payload.acting(backbone, label), (undo, hook.remove))
 
     @contextmanager
     def attached(self, pipe: Any, scale: float | None = None) -> Iterator[Attached]:  # noqa: ANN401
@@ -255,20 +211,15 @@ class Eraser:
             handle.detach()
 
     def bake(self, pipe: Any, scale: float | None = None, *, force: bool = False) -> None:  # noqa: ANN401
-        """Add the update to the base weights for good. Other adapters stay as they are.
+        """Write the update into the base weights for good. LoRA adapters stay as they are.
 
         Raises:
-            InputError: see `attach`.
+            InputError: see `attach`; or a delta is attached, whose removal would undo the baking.
         """
         backbone = pipe if isinstance(pipe, Backbone) else wrap(pipe)
         self.check_base(backbone, force=force)
-        strength = self.recipe.scale if scale is None else scale
-        layers = backbone.modules("all")
-        with torch.no_grad():
-            for path, (a, b) in self.factors.items():
-                w = layers[path].weight
-                update = strength * b.to(w.device, torch.float32) @ a.to(w.device, torch.float32)
-                w.copy_((w.float() + update).to(w.dtype))
+        _check_bare(backbone, "bake", loras=True)
+        self.payload.bake(backbone, self.recipe.scale if scale is None else scale)
 
     def check_base(self, backbone: Backbone, *, force: bool = False) -> None:
         """Refuse a base model that the eraser was not made for.
@@ -279,13 +230,15 @@ class Eraser:
         made_for = f"this eraser of {', '.join(self.recipe.names)} was made for {self.recipe.base['id']!r}"
         if self.recipe.family != backbone.family:
             raise InputError(f"{made_for} (family {self.recipe.family}), got {backbone.name!r} ({backbone.family})")
-        layers = backbone.modules("all")
-        for path, (a, b) in self.factors.items():
-            have = tuple(layers[path].weight.shape) if path in layers else None
-            if have != (b.shape[0], a.shape[1]):
-                want = (b.shape[0], a.shape[1])
-                raise InputError(f"{made_for}: {path} should be {want}, in {backbone.name!r} it is {have or 'missing'}")
-        here = fingerprint({n: layers[n] for n in self.factors})
+        with backbone.using(None):
+            weights = self.payload.weights(backbone)
+            for path, want in self.payload.shapes.items():
+                have = tuple(weights[path].shape) if path in weights else None
+                if have != want:
+                    raise InputError(
+                        f"{made_for}: {path} should be {want}, in {backbone.name!r} it is {have or 'missing'}"
+                    )
+            here = fingerprint({n: weights[n] for n in self.payload.shapes})
         away = distance(self.recipe.base["fingerprint"]["weights"], here["weights"])
         if not (away <= SAME_BASE or force):  # so that NaN weights are refused too
             raise InputError(
@@ -298,11 +251,6 @@ class Eraser:
         """The adapter's default name, like "erase-moon-star"."""
         return "erase-" + re.sub(r"[^a-z0-9]+", "-", "-".join(self.recipe.names).lower())[:48].strip("-")
 
-    @property
-    def rank(self) -> int:
-        """The largest rank of any pair."""
-        return max(a.shape[0] for a, _ in self.factors.values())
-
 
 @dataclass(frozen=True)
 class Attached:
@@ -311,30 +259,49 @@ class Attached:
     Attributes:
         pipe: the pipeline.
         name: the adapter's name there, for `pipe.set_adapters`.
-        before: which adapters were on when it was attached.
     """
 
     pipe: Any
     name: str
-    before: State = field(default_factory=dict, repr=False)
+    _acting: Callable[[], bool] = field(repr=False)
+    _undo: tuple[Callable[[], None], ...] = field(repr=False)
 
     def is_active(self) -> bool:
-        """Whether it acts now. Loading another LoRA with diffusers' own loader switches it off until
-        `pipe.set_adapters([...all names...])`.
+        """Whether it acts now. Loading another LoRA with diffusers' own loader switches it off until `activate()` or
+        `pipe.set_adapters([...all names...])`; a delta is not touched by that.
         """
-        return acting(self.name, *components(self.pipe))
+        return self._acting()
+
+    def activate(self) -> None:
+        """Switch it on again, beside the adapters that are on now."""
+        activate(self.pipe, self.name)
 
     def detach(self) -> None:
         """Take it out; the base is as it was, bit for bit.
 
         Raises:
-            InputError: it was fused into the weights; unfuse it first.
+            InputError: it, or a LoRA over it, was fused into the weights; unfuse first.
         """
-        unplug(self.pipe, self.name, self.before)
+        for step in self._undo:
+            step()
 
 
 class VerifyError(InputError):
     """An eraser was written, loaded back, and found not to do what it should."""
+
+
+def _kind(recipe: Recipe, origin: Path) -> type[Payload]:
+    if recipe.kind not in KINDS:
+        raise InputError(
+            f"{origin}: this release knows the kinds {', '.join(KINDS)}, got {recipe.kind!r}: update erasers"
+        )
+    return KINDS[recipe.kind]
+
+
+def _check_bare(backbone: Backbone, verb: str, *, loras: bool = False) -> None:
+    attached = not loras and any(getattr(m, "peft_config", {}) for m in components(backbone.pipe))
+    if attached or overlay(backbone.denoiser) is not None:
+        raise InputError(f"cannot {verb} while adapters are attached to {backbone.name!r}: detach them first")
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:
@@ -366,8 +333,7 @@ def _verify(folder: Path, backbone: Backbone) -> None:
         changed = not torch.equal(before, backbone.denoise(x, t, cond))
     if not torch.equal(before, backbone.denoise(x, t, cond)):
         raise VerifyError(f"{folder}: taking the eraser out did not restore the base")
-    zero = not any((a.any() and b.any()) for a, b in eraser.factors.values())
-    if changed == zero:
+    if changed == eraser.payload.zero():
         raise VerifyError(
             f"the eraser of {', '.join(eraser.recipe.names)} loads but {'changes' if changed else 'does not change'} "
             "the output: its update is too small for the weights' precision, or its settings cancel it"

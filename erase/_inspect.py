@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from ..prompts import InputError
 from . import _files as files
-from ._eraser import Recipe
+from ._delta import Delta
+from ._recipe import Recipe
 
 
 def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -20,19 +22,31 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
         InputError: missing, a pickle, damaged, or no LoRA at all.
     """
     path = Path(source)
-    file = path / files.LORA_FILE if path.is_dir() else path
+    file = path
+    if path.is_dir():
+        file = path / (files.DELTA_FILE if (path / files.DELTA_FILE).exists() else files.LORA_FILE)
     tensors, header = files.read_tensors(file)
-    pairs = _pairs(tensors)
-    if not pairs:
-        raise InputError(f"{file} holds no LoRA pairs: expected keys ending in lora_A / lora_B or lora_down / lora_up")
-    norms = {n: _product_norm(a, b) for n, (a, b) in pairs.items()}
+    out: dict[str, Any] = {"path": str(path), "bytes": file.stat().st_size}
+    if pairs := _pairs(tensors):
+        norms = {n: _product_norm(a, b) for n, (a, b) in pairs.items()}
+        out |= {"layers": len(pairs), "rank": max(a.shape[0] for a, _ in pairs.values())}
+    elif any(k.endswith(".bitmap") for k in tensors):
+        changes = Delta.read(file)[0].changes
+        norms = {n: c.norm for n, c in changes.items()}
+        weights, changed = (
+            sum(math.prod(c.shape) for c in changes.values()),
+            sum(len(c.values) for c in changes.values()),
+        )
+        out |= {"parameters": len(changes), "weights": weights, "weights changed": changed}
+    else:
+        raise InputError(
+            f"{file} holds no LoRA pairs and no delta: expected keys ending in lora_A / lora_B, lora_down / lora_up "
+            "or values / bitmap"
+        )
+    dtypes = {str(t.dtype).removeprefix("torch.") for k, t in tensors.items() if not k.endswith((".bitmap", ".shape"))}
     strongest = sorted(norms, key=lambda n: -norms[n])[:3]
-    out: dict[str, Any] = {
-        "path": str(path),
-        "bytes": file.stat().st_size,
-        "layers": len(pairs),
-        "rank": max(a.shape[0] for a, _ in pairs.values()),
-        "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch."),
+    out |= {
+        "dtype": ", ".join(sorted(dtypes)),
         "norm": round(sum(v * v for v in norms.values()) ** 0.5, 5),
         "strongest layers": {n: round(norms[n], 5) for n in strongest},
     }

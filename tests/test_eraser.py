@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tiny
-from erasers.erase import Eraser, describe, erase
+from erasers.erase import Eraser, Lora, describe, erase
 from erasers.erase._files import check_target, kohya_keys, one_rank, peft_keys, write_folder
 from erasers.pipelines import load, models, plug, wrap
 from erasers.prompts import InputError
@@ -347,13 +347,13 @@ class TestRefusals:
     def test_verify(self, saved, tmp_path, monkeypatch):
         """An update too small to act, a write that goes wrong, and keys that find no module are all caught."""
         sd, eraser, _ = saved
-        flat = {n: (a, torch.zeros_like(b)) for n, (a, b) in eraser.factors.items()}
-        replace(eraser, factors=flat).save_pretrained(tmp_path / "zero", verify=sd)  # zero on purpose
-        tiny_update = {n: (1e-12 * a, 1e-12 * b) for n, (a, b) in eraser.factors.items()}
+        flat = {n: (a, torch.zeros_like(b)) for n, (a, b) in eraser.payload.factors.items()}
+        replace(eraser, payload=Lora(flat)).save_pretrained(tmp_path / "zero", verify=sd)  # zero on purpose
+        tiny_update = {n: (1e-12 * a, 1e-12 * b) for n, (a, b) in eraser.payload.factors.items()}
         with pytest.raises(InputError, match="loads but does not change the output"):
-            replace(eraser, factors=tiny_update).save_pretrained(tmp_path / "e", verify=sd)
+            replace(eraser, payload=Lora(tiny_update)).save_pretrained(tmp_path / "e", verify=sd)
         assert not (tmp_path / "e").exists()
-        lost = {k.replace("attn2", "attn9"): v for k, v in peft_keys(eraser.factors).items()}
+        lost = {k.replace("attn2", "attn9"): v for k, v in peft_keys(eraser.payload.factors).items()}
         with pytest.raises((RuntimeError, ValueError)):
             plug(sd.pipe, lost, "lost")
 
@@ -385,9 +385,9 @@ def test_describe(saved, tmp_path):
     _, eraser, folder = saved
     found = describe(folder)
     assert found["concepts"] == ["moon"]
-    assert found["rank"] == eraser.rank
-    assert found["layers"] == len(eraser.factors)
-    total = sum((b @ a).square().sum().item() for a, b in eraser.factors.values()) ** 0.5
+    assert found["rank"] == eraser.payload.rank
+    assert found["layers"] == len(eraser.payload.factors)
+    total = sum((b @ a).square().sum().item() for a, b in eraser.payload.factors.values()) ** 0.5
     assert found["norm"] == pytest.approx(total, rel=1e-3)
     kohya = describe(folder / "eraser_kohya.safetensors")
     assert kohya["norm"] == pytest.approx(total, rel=1e-3)

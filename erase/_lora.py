@@ -1,0 +1,79 @@
+"""Kind `lora`: a low-rank update that any diffusers app loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..pipelines import Backbone, acting, components, plug, unplug
+from . import _files as files
+from ._payload import Undo
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""Low-rank update per Linear, by full name: A [r, in] and B [out, r]; the weight becomes W + B A."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank factors.
+
+    Attributes:
+        factors: A [r, in] and B [out, r] for each full module name; the weight becomes W + scale * B A.
+    """
+
+    factors: Factors
+
+    kind: ClassVar[str] = "lora"
+    file: ClassVar[str] = files.LORA_FILE
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any pair."""
+        return max(a.shape[0] for a, _ in self.factors.values())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {n: (b.shape[0], a.shape[1]) for n, (a, b) in self.factors.items()}
+
+    def weights(self, backbone: Backbone) -> dict[str, nn.Parameter]:
+        return {n: m.weight for n, m in backbone.modules("all").items()}
+
+    def finite(self) -> bool:
+        return all(bool(t.isfinite().all()) for pair in self.factors.values() for t in pair)
+
+    def zero(self) -> bool:
+        return not any(bool(a.any()) and bool(b.any()) for a, b in self.factors.values())
+
+    def summary(self) -> str:
+        return f"rank {self.rank}, {len(self.factors)} layers"
+
+    def write(self, folder: Path, header: Mapping[str, str]) -> None:
+        files.write_tensors(folder / files.LORA_FILE, files.peft_keys(self.factors), header)
+        files.write_tensors(folder / files.KOHYA_FILE, files.kohya_keys(self.factors), header)
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[Self, Mapping[str, str]]:
+        tensors, header = files.read_tensors(path)
+        return cls(files.from_peft_keys(tensors, str(path))), header
+
+    def plug(self, backbone: Backbone, name: str, scale: float) -> Undo:
+        # the scale goes into B: `pipe.set_adapters([...])` without weights would set it back to 1
+        tensors = files.peft_keys({n: (a, scale * b) for n, (a, b) in self.factors.items()})
+        return partial(unplug, backbone.pipe, name, plug(backbone.pipe, tensors, name))
+
+    def acting(self, backbone: Backbone, name: str) -> bool:
+        return acting(name, *components(backbone.pipe))
+
+    def bake(self, backbone: Backbone, scale: float) -> None:
+        layers = backbone.modules("all")
+        with torch.no_grad():
+            for path, (a, b) in self.factors.items():
+                w = layers[path].weight
+                update = scale * b.to(w.device, torch.float32) @ a.to(w.device, torch.float32)
+                w.copy_((w.float() + update).to(w.dtype))

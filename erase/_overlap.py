@@ -1,0 +1,104 @@
+"""What two erasers do to each other when both act."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..prompts import InputError
+from ._eraser import Eraser
+from ._lora import Lora
+
+NOTHING = 1e-6
+"""Singular values below this share of the largest span nothing."""
+
+
+def spans(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal bases of what the update B A reads, [in, k], and of what it writes, [out, k]; k is its true rank."""
+    q, r = torch.linalg.qr(b)
+    u, s, v = torch.linalg.svd(r @ a, full_matrices=False)
+    k = int((s > NOTHING * s.max()).sum()) if s.max() > 0 else 0
+    return v[:k].T, q @ u[:, :k]
+
+
+def shared(p: Tensor, q: Tensor) -> tuple[float, float]:
+    """How much of the smaller of two subspaces lies in the other, 0 to 1 (the mean squared cosine of their principal
+    angles), and the smallest of those angles in degrees. Orthonormal bases [n, k] and [n, l].
+    """
+    if not p.shape[1] or not q.shape[1]:
+        return 0.0, 90.0
+    cosines = torch.linalg.svdvals(p.T @ q).clamp(0, 1)
+    return cosines.square().mean().item(), math.degrees(math.acos(cosines.max().item()))
+
+
+def inner(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> float:
+    """The Frobenius product of two updates B A, without forming them."""
+    (a, b), (c, d) = one, two
+    return ((b.T @ d) * (a @ c.T)).sum().item()
+
+
+def overlap(one: str | os.PathLike[str] | Eraser, two: str | os.PathLike[str] | Eraser) -> dict[str, Any]:
+    """Overlap and interference of two erasers of one kind.
+
+    For LoRAs: `cosine` of the two updates; `norm of the sum` beside what it would be if they were orthogonal (a ratio
+    above 1: they add up, below 1: they cancel); how much of what one reads (`reads`) and writes (`writes`) the other
+    does too, averaged over the layers both edit, and the smallest principal angle of any layer. For deltas: the share
+    of the changed weights that both change.
+
+    Raises:
+        InputError: erasers of different kinds, or of different families.
+    """
+    a, b = (e if isinstance(e, Eraser) else Eraser.from_pretrained(e) for e in (one, two))
+    labels = [", ".join(e.recipe.names) if isinstance(p, Eraser) else str(Path(p)) for e, p in ((a, one), (b, two))]
+    for what, x, y in (("kind", a.recipe.kind, b.recipe.kind), ("family", a.recipe.family, b.recipe.family)):
+        if x != y:
+            raise InputError(f"cannot compare {labels[0]} ({what} {x}) with {labels[1]} ({what} {y})")
+    both = [n for n in a.payload.shapes if n in b.payload.shapes]
+    out: dict[str, Any] = {"pair": labels, "layers of both": len(both)}
+    if isinstance(a.payload, Lora) and isinstance(b.payload, Lora):
+        return out | _loras(_floats(a.payload), _floats(b.payload), both)
+    masks = [{n: getattr(e.payload, "changes")[n].mask for n in both} for e in (a, b)]  # noqa: B009
+    common = sum(int((masks[0][n] & masks[1][n]).sum()) for n in both)
+    either = [sum(len(c.values) for c in getattr(e.payload, "changes").values()) for e in (a, b)]  # noqa: B009
+    return out | {
+        "weights changed": either,
+        "changed by both": common,
+        "share of the smaller": round(common / max(1, min(either)), 4),
+    }
+
+
+def _floats(payload: Lora) -> dict[str, tuple[Tensor, Tensor]]:
+    return {n: (a.double(), b.double()) for n, (a, b) in payload.factors.items()}
+
+
+def _loras(
+    a: Mapping[str, tuple[Tensor, Tensor]], b: Mapping[str, tuple[Tensor, Tensor]], both: list[str]
+) -> dict[str, Any]:
+    norms = [math.sqrt(max(0.0, sum(inner(p, p) for p in x.values()))) for x in (a, b)]
+    product = sum(inner(a[n], b[n]) for n in both)
+    apart = math.hypot(*norms)
+    together = math.sqrt(max(0.0, apart**2 + 2 * product))
+    reads, writes, angles = [], [], {}
+    for n in both:
+        (read_a, write_a), (read_b, write_b) = spans(*a[n]), spans(*b[n])
+        read, angle = shared(read_a, read_b)
+        reads.append(read)
+        writes.append(shared(write_a, write_b)[0])
+        angles[n] = round(angle, 2)
+    closest = sorted(angles, key=lambda n: angles[n])[:3]
+    return {
+        "norms": [round(v, 5) for v in norms],
+        "norm of the sum": round(together, 5),
+        "norm if orthogonal": round(apart, 5),
+        "ratio": round(together / apart, 4) if apart else 1.0,
+        "cosine": round(product / (norms[0] * norms[1]), 4) if all(norms) else 0.0,
+        "reads": round(sum(reads) / len(reads), 4) if reads else 0.0,
+        "writes": round(sum(writes) / len(writes), 4) if writes else 0.0,
+        "smallest angle of inputs, degrees": {n: angles[n] for n in closest},
+    }
