@@ -1,29 +1,57 @@
 """Methods and erasers. A file here without a leading underscore is a method, and its name is its public name."""
 
-from ._erase import concept, default_preserve, erase
-from ._eraser import LAYOUTS, Attached, Eraser, Recipe
+from ._contract import CHECKS
+from ._delta import Change, Delta
+from ._erase import concept, default_preserve, erase, solve
+from ._eraser import LAYOUTS, Attached, Eraser
 from ._files import CONFIG_FILE, check_target, write_folder
+from ._finetune import Finetune, Finetuner, pick
 from ._inspect import describe
-from ._method import Factors, Method, Option, Task, configure, find, methods, options
+from ._lora import Factors, Lora
+from ._method import Method, Option, Task, configure, find, methods, name_of, options
+from ._overlap import overlap
+from ._payload import Payload
+from ._recipe import Recipe
+from ._student import Student
+from ._train import Diverged, Loop, Session, Trainer, checkpoints, main_process, train
 
 __all__ = [
+    "CHECKS",
     "CONFIG_FILE",
     "LAYOUTS",
     "Attached",
+    "Change",
+    "Delta",
+    "Diverged",
     "Eraser",
     "Factors",
+    "Finetune",
+    "Finetuner",
+    "Loop",
+    "Lora",
     "Method",
     "Option",
+    "Payload",
     "Recipe",
+    "Session",
+    "Student",
     "Task",
+    "Trainer",
     "check_target",
+    "checkpoints",
     "concept",
     "configure",
     "default_preserve",
     "describe",
     "erase",
     "find",
+    "main_process",
     "methods",
+    "name_of",
     "options",
+    "overlap",
+    "pick",
+    "solve",
+    "train",
     "write_folder",
 ]

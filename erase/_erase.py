@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from ..pipelines import Backbone, fingerprint
 from ..prompts import Concept, InputError, canvas
-from ._eraser import Eraser, Recipe, library_versions
-from ._method import Method, Task, configure
+from ._delta import Delta
+from ._eraser import Eraser
+from ._lora import Factors, Lora
+from ._method import Method, Task, configure, name_of
+from ._payload import Payload
+from ._recipe import Recipe, library_versions
+from ._train import Loop, Trainer, train
 
 
 def concept(name: str, backbone: Backbone, anchor: str | None = None) -> Concept:
@@ -54,28 +61,70 @@ def default_preserve(concepts: Sequence[Concept], backbone: Backbone) -> tuple[C
     return tuple(Concept(n) for n in names if n not in gone)
 
 
+def solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None = None) -> Factors | Delta:
+    """What a method comes to: its closed form, or what its trainer has learnt at the end of the loop."""
+    return _solve(tool, backbone, task, loop)[0]
+
+
+def _solve(tool: Method, backbone: Backbone, task: Task, loop: Loop | None) -> tuple[Factors | Delta, dict[str, str]]:
+    """The solution, and in which precision it was trained (nothing for a closed form)."""
+    with backbone.using(None):  # a closed form reads the weights, and the user's adapters are no part of them
+        result = tool.run(backbone, task)
+        base = fingerprint(backbone.parameters("all"))
+    if not isinstance(result, Trainer):
+        if loop is not None:
+            _refuse_loop(tool, loop)
+        return result, {}
+    loop = loop or Loop(checkpoint_every=0)
+    if loop.validate_every and not loop.validate:
+        loop = replace(loop, validate=tuple(c.name for c in (*task.concepts, *task.preserve[:2])))
+    training = {"base": str(backbone.dtype).removeprefix("torch."), "mixed precision": loop.precision(backbone)}
+    identity = {
+        "method": name_of(tool),
+        "settings": {k: v for k, v in asdict(tool).items() if k != "steps"},  # type: ignore[call-overload]
+        "concepts": [asdict(c) for c in task.concepts],
+        "preserve": [asdict(c) for c in task.preserve],
+        "seed": task.seed,
+        "model": backbone.name,
+        "base": hashlib.sha256(json.dumps(base).encode()).hexdigest()[:16],
+        "precision": training,
+    }
+    return train(result, backbone, loop=loop, identity=identity, seed=task.seed), training
+
+
+def _refuse_loop(tool: Method, loop: Loop) -> None:
+    """A closed form has no steps for a loop to run: say so where one was asked for."""
+    harmless = ("work", "restart", "checkpoint_every", "divergence")
+    asked = [f.name for f in fields(Loop) if f.name not in harmless and getattr(loop, f.name) != f.default]
+    if asked:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
+        raise InputError(f"{name_of(tool)!r} is a closed form and has no checkpoints or steps: leave out {flags}")
+
+
 def erase(
     concepts: str | Concept | Sequence[str | Concept],
     backbone: Backbone,
     *,
-    method: str | tuple[str, Mapping[str, Any]] = "uce",
-    preset: str | None = None,
+    method: str | tuple[str, Mapping[str, Any]] | Method = "uce",
     preserve: Sequence[str] | None = None,
     seed: int = 0,
+    loop: Loop | None = None,
 ) -> Eraser:
     """Remove concepts from a pipeline and hand back the eraser. The pipeline itself is left as it was.
 
     Args:
         concepts: names or `Concept`s, one or several.
         backbone: from `pipelines.load` or `pipelines.wrap`.
-        method: a method's name, or (name, settings) to change some of them; "package.module:Class" for your own.
-        preset: which of the method's settings to start from; the one that suits the pipeline by default.
+        method: a method's name, for the settings that suit the pipeline; (name, settings) to change some of them; or a
+            method with all its settings, as `configure` makes it. "package.module:Class" names one of your own.
         preserve: names to protect; see `default_preserve`.
         seed: of every draw.
+        loop: how a trained method runs: checkpoints, precision, trackers.
 
     Raises:
         InputError: no concept, an unknown name or setting, a concept both erased and preserved, an anchor that is being
             erased, or settings that give no finite numbers.
+        Diverged: an `InputError` of a trained method; its last good checkpoint is kept.
     """
     several = [concepts] if isinstance(concepts, (str, Concept)) else list(concepts)
     if not several:
@@ -86,25 +135,37 @@ def erase(
     clash = {n for c in wanted for n in c.names} & {c.name for c in kept}
     if clash:
         raise InputError(f"{', '.join(sorted(clash))} cannot be erased and preserved at once: drop one of the two")
-    name, settings = (method, {}) if isinstance(method, str) else method
-    tool: Method = configure(name, preset or backbone.preset, settings)
-    factors = {n: (a.cpu(), b.cpu()) for n, (a, b) in tool.run(backbone, Task(wanted, kept, seed)).items()}
-    if not all(t.isfinite().all() for pair in factors.values() for t in pair):
-        raise InputError(f"{name} with {asdict(tool)} gave numbers that are not finite: choose milder settings")  # type: ignore[call-overload]
-    layers = backbone.modules("all")
+    if isinstance(method, (str, tuple)):
+        name, settings = (method, {}) if isinstance(method, str) else method
+        tool: Method = configure(name, backbone.preset, settings)
+    else:
+        tool = method
+    result, training = _solve(tool, backbone, Task(wanted, kept, seed), loop)
+    payload: Payload = (
+        result if isinstance(result, Delta) else Lora({n: (a.cpu(), b.cpu()) for n, (a, b) in result.items()})
+    )
+    if not payload.finite():
+        raise InputError(
+            f"{name_of(tool)} with {asdict(tool)} gave numbers that are not finite: choose milder settings"
+        )  # type: ignore[call-overload]
+    with backbone.using(None):
+        weights = payload.weights(backbone)
+        edited = fingerprint({n: weights[n] for n in sorted(payload.shapes)})
     recipe = Recipe(
-        method=name,
+        method=name_of(tool),
         settings=asdict(tool),  # type: ignore[call-overload]
         seed=seed,
         family=backbone.family,
         base={
             "id": backbone.name,
             "component": "unet",
-            "fingerprint": fingerprint({n: layers[n] for n in sorted(factors)}),
+            "fingerprint": edited,
         },
         concepts=[{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()} for c in wanted],
         preserve=[c.name for c in kept],
-        targets=sorted(factors),
+        targets=sorted(payload.shapes),
+        kind=payload.kind,
+        training=training,
         versions=library_versions(),
     )
-    return Eraser(recipe, factors)
+    return Eraser(recipe, payload)

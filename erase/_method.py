@@ -9,13 +9,11 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_checkable
 
-from torch import Tensor
-
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError, unknown
-
-Factors = Mapping[str, tuple[Tensor, Tensor]]
-"""Low-rank update per Linear, by full name: A [r, in] and B [out, r]; the weight becomes W + B A."""
+from ._delta import Delta
+from ._lora import Factors
+from ._train import Trainer
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Method(Protocol):
     paper: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
-    def run(self, backbone: Backbone, task: Task) -> Factors:
-        """The update that erases. The backbone is left as it was."""
+    def run(self, backbone: Backbone, task: Task) -> Factors | Delta | Trainer:
+        """The update that erases, in closed form; or what trains it. The backbone is left as it was."""
         ...
 
 
@@ -81,6 +79,13 @@ def _checked(cls: Any, name: str) -> type[Method]:  # noqa: ANN401
             f"{name} is no method: expected a frozen dataclass with paper, presets and run; lacks {missing}"
         )
     return cls  # type: ignore[return-value]
+
+
+def name_of(tool: Method) -> str:
+    """The name under which `find` finds a method's class."""
+    cls = type(tool)
+    package, _, module = cls.__module__.rpartition(".")
+    return module if package == __package__ else f"{cls.__module__}:{cls.__name__}"
 
 
 def configure(name: str, preset: str, settings: Mapping[str, Any]) -> Method:

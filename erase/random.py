@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..pipelines import Backbone
 from ..prompts import InputError
-from ._method import Factors, Task, configure
+from ._delta import Delta
+from ._lora import Factors
+from ._method import Task, configure
 
 
 def same_norm(a: Tensor, b: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -42,10 +44,13 @@ class Random:
         if not 0 < self.strength < float("inf"):
             raise InputError(f"strength: expected a number above 0, got {self.strength}")
 
-    @torch.no_grad()
     def run(self, backbone: Backbone, task: Task) -> Factors:
         """A LoRA on the same Linears as the other method's."""
-        model = configure(self.like, backbone.preset, {}).run(backbone, task)
+        from ._erase import solve
+
+        model = solve(configure(self.like, backbone.preset, {}), backbone, task=task)
+        if isinstance(model, Delta):
+            raise InputError(f"like: expected a method that gives a LoRA, {self.like!r} gives a delta")
         generator = torch.Generator().manual_seed(task.seed)
         drawn = {n: same_norm(a.cpu(), b.cpu(), self.rank or len(a), generator) for n, (a, b) in model.items()}
         return {n: (x, self.strength * y) for n, (x, y) in drawn.items()}

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError
-from ._method import Factors, Task
+from ._lora import Factors
+from ._method import Task
 from ._tokens import Tokens, contexts, edited, preserved
 
 POOLED = "unet.add_embedding.linear_1"

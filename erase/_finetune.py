@@ -1,0 +1,159 @@
+"""What methods that train one student with one optimiser share: ESD, concept ablation and the fine-tuning controls."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..pipelines import Backbone, Condition
+from ..prompts import CONTEXTS, Concept, InputError, fill, unknown
+from ._delta import Delta
+from ._lora import Factors
+from ._method import Task
+from ._student import Student
+from ._train import Session, optimiser_state, restore_optimiser
+
+Part = Literal["text-kv", "cross", "self", "not-cross", "all"]
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Settings of every such method. A method adds its own fields, its presets and `run`."""
+
+    train: Part = field(
+        default="cross",
+        metadata={
+            "help": "what learns: text-kv (keys and values that read the prompt), cross (all cross-attention), self, "
+            "not-cross (everything else), all"
+        },
+    )
+    dense: bool = field(default=False, metadata={"help": "train the weights themselves (kind delta) instead of a LoRA"})
+    rank: int = field(default=4, metadata={"help": "rank of the LoRA (>= 1; dense has none)"})
+    steps: int = field(default=200, metadata={"help": "optimiser steps (>= 1)"})
+    batch: int = field(default=1, metadata={"help": "latents a step, over all processes (>= 1)"})
+    lr: float = field(default=1e-5, metadata={"help": "learning rate of Adam, constant (> 0)"})
+    clip: float = field(default=0.0, metadata={"help": "ceiling of the gradient's norm (0: none)"})
+    contexts: int = field(default=1, metadata={"help": "sentences in which each name is trained (1 = the bare name)"})
+    synonyms: bool = field(default=True, metadata={"help": "train on the concept's known synonyms too"})
+
+    def __post_init__(self) -> None:
+        if self.train not in get_args(Part):
+            raise unknown("train", self.train, get_args(Part))
+        for name in ("rank", "steps", "batch", "contexts"):
+            if not getattr(self, name) >= 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr <= 10:
+            raise InputError(f"lr: expected a number above 0 and at most 10, got {self.lr}")
+        if not 0 <= self.clip < float("inf"):
+            raise InputError(f"clip: expected a number of at least 0, got {self.clip}")
+
+    def sentences(self, concept: Concept, name: str | None = None) -> list[str]:
+        """The sentences that name a concept (or, in its place, `name`; "" gives empty texts), one after another for
+        each of its names.
+
+        Raises:
+            InputError: more contexts than there are sentences for its kind.
+        """
+        templates = CONTEXTS[concept.kind]
+        if self.contexts > len(templates):
+            raise InputError(
+                f"contexts: expected at most {len(templates)} for kind {concept.kind!r}, got {self.contexts}"
+            )
+        words = concept.names if self.synonyms else concept.names[:1]
+        return [
+            fill(t, x=w if name is None else name) if name != "" else ""
+            for w in words
+            for t in templates[: self.contexts]
+        ]
+
+
+class Finetuner:
+    """A `Trainer` of one student by one Adam. A method says what to encode, what to draw and what the loss is."""
+
+    def __init__(self, settings: Finetune, backbone: Backbone, task: Task) -> None:
+        self.settings, self.backbone, self.task, self.steps = settings, backbone, task, settings.steps
+        self.null: Condition
+        self._student: Student | None = None
+
+    # ------------------------------------------------------------ what a method adds
+
+    @abstractmethod
+    def encode(self) -> None:
+        """Encode every prompt once."""
+
+    @abstractmethod
+    def draw(self, rng: torch.Generator) -> Mapping[str, Tensor]:
+        """The draws of one step, each [batch, ...], on the CPU."""
+
+    @abstractmethod
+    def loss(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """The mean loss over some rows of the draws, with gradients to the student."""
+
+    def setup(self, rng: torch.Generator) -> None:
+        """A pre-pass; none here."""
+
+    # ------------------------------------------------------------ what they share
+
+    @property
+    def student(self) -> Student:
+        """The student, once `start` has built it."""
+        assert self._student is not None
+        return self._student
+
+    def start(self, session: Session) -> None:
+        s = self.settings
+        self.session = session
+        first = torch.Generator().manual_seed(self.task.seed)
+        self._student = Student(self.backbone, s.train, rank=0 if s.dense else s.rank, generator=first)
+        self.names = list(self.student.parameters)
+        self.optimiser = session.optimiser(torch.optim.Adam(self.student.parameters.values(), lr=s.lr))
+        with torch.no_grad(), self.student.teacher():
+            self.null = self.backbone.unconditional(1)
+            self.encode()
+
+    def step(self, k: int, rng: torch.Generator) -> Mapping[str, float]:
+        draws, total, n = self.draw(rng), 0.0, self.settings.batch
+        for part in self.session.parts(n):
+            rows = {name: value[part] for name, value in draws.items()}
+            share = (part.stop - part.start) / n
+            with self.session.autocast():
+                loss = share * self.loss(rows)
+            with self.student.on():
+                self.session.backward(loss)
+            total += loss.item()
+        with self.student.on():
+            norm = self.session.update(self.optimiser, self.settings.clip)
+        return {"loss": self.session.sum(total), "gradient": norm}
+
+    def state(self) -> dict[str, Tensor]:
+        return self.student.state() | optimiser_state(self.optimiser, self.names)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.student.restore(state)
+        restore_optimiser(self.optimiser, self.names, state=state)
+
+    def showing(self) -> AbstractContextManager[None]:
+        return self.student.on()
+
+    def payload(self) -> Factors | Delta:
+        return self.student.payload()
+
+    def close(self) -> None:
+        if self._student is not None:
+            self._student.close()
+
+
+def pick(n: int, among: int, rng: torch.Generator) -> Tensor:
+    """N numbers from 0 to among - 1, int64 [n]."""
+    return torch.randint(among, (n,), generator=rng)
+
+
+def flat(parts: Sequence[Sequence[str]]) -> list[str]:
+    """All sentences, in order."""
+    return [s for part in parts for s in part]

@@ -1,0 +1,94 @@
+"""What methods that train on images share. The images are the teacher's own, drawn once before training: no data set is
+needed, and they never leave latent space.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..pipelines import Condition
+from ..prompts import InputError
+from ._finetune import Finetune, Finetuner, flat, pick
+
+
+@dataclass(frozen=True)
+class OnImages(Finetune):
+    """Settings of every such method."""
+
+    images: int = field(default=200, metadata={"help": "images the teacher draws to train on (>= 1)"})
+    guidance: float = field(default=7.5, metadata={"help": "guidance with which they are drawn (1: off)"})
+    sampler_steps: int = field(default=50, metadata={"help": "sampler steps with which they are drawn (>= 1)"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("images", "sampler_steps"):
+            if not getattr(self, name) >= 1:
+                raise InputError(f"{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+
+
+class ImageTrainer(Finetuner):
+    """A `Finetuner` on noised latents of drawn images. `forget` and `anchor` hold the same sentences, naming the
+    concept and what is to be drawn instead.
+    """
+
+    settings: OnImages
+
+    @property
+    @abstractmethod
+    def source(self) -> Condition:
+        """The prompts of the images: `forget` or `anchor`."""
+
+    @abstractmethod
+    def mismatch(self, x: Tensor, t: Tensor, prompt: Tensor, truth: Tensor) -> Tensor:
+        """The loss at noised latents x of images of the prompts with those numbers; `truth` is the family's target."""
+
+    def encode(self) -> None:
+        concepts, words = self.task.concepts, self.settings.sentences
+        self.forget = self.backbone.encode(flat([words(c) for c in concepts]))
+        self.anchor = self.backbone.encode(flat([words(c, c.anchor) for c in concepts]))
+
+    def setup(self, rng: torch.Generator) -> None:
+        s, source = self.settings, self.source
+        prompt = pick(s.images, len(source), rng)
+        noise = torch.randn(s.images, *self.backbone.latent_shape, generator=rng)
+        parts = []
+        with torch.no_grad(), self.student.teacher(), self.session.autocast():
+            for rows in torch.arange(s.images).split(max(s.batch, 1)):
+                stop = torch.full((len(rows),), s.sampler_steps)
+                x, _ = self.backbone.partial(
+                    source[prompt[rows]],
+                    stop,
+                    noise[rows],
+                    steps=s.sampler_steps,
+                    guidance=s.guidance,
+                    null=self.null,
+                )
+                parts.append(x)
+        self.images = {"latent": torch.cat(parts), "prompt": prompt}
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {f"images/{k}": v for k, v in self.images.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        super().restore(state)
+        self.images = {k.removeprefix("images/"): v for k, v in state.items() if k.startswith("images/")}
+
+    def draw(self, rng: torch.Generator) -> Mapping[str, Tensor]:
+        n = self.settings.batch
+        return {
+            "row": pick(n, self.settings.images, rng),
+            "time": self.backbone.times(n, rng),
+            "noise": torch.randn(n, *self.backbone.latent_shape, generator=rng),
+        }
+
+    def loss(self, draws: Mapping[str, Tensor]) -> Tensor:
+        device = self.backbone.device
+        x0 = self.images["latent"].to(device)[draws["row"].to(device)]
+        t, eps = draws["time"].to(device), draws["noise"].to(device, x0.dtype)
+        x, truth = self.backbone.noise(x0, t, eps), self.backbone.target(x0, eps, t)
+        return self.mismatch(x, t, self.images["prompt"][draws["row"]], truth.float())

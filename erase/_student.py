@@ -1,0 +1,121 @@
+"""The student of a trained method, and its teacher: the same network with the student's weights off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from ..pipelines import Backbone, Group, check_unfused, low_rank, overlay, plug, unplug
+from ..prompts import InputError
+from . import _files as files
+from ._delta import Change, Delta
+from ._lora import Factors
+
+LABEL = "erasers-student"
+
+
+class Student:
+    """Trainable weights over a frozen network: low-rank factors, or (rank 0) the weights themselves.
+
+    Building one freezes the network; `close` takes the student out and gives every parameter its `requires_grad` back.
+
+    Args:
+        backbone: the network.
+        group: which part of it learns.
+        rank: of the factors; 0 trains the weights themselves, convolutions, norms and biases included.
+        generator: of the first values: A uniform as PEFT draws it, B zero, so that the student starts as the teacher.
+
+    Raises:
+        InputError: nothing to train in that group, dense training in half precision, or a LoRA fused into the network.
+    """
+
+    def __init__(self, backbone: Backbone, group: Group, *, rank: int, generator: torch.Generator) -> None:
+        self.backbone, self._dense = backbone, rank == 0
+        self._flags = [(p, p.requires_grad) for p in backbone.denoiser.parameters()]
+        if self._dense and backbone.dtype != torch.float32:
+            raise InputError(
+                f"dense training needs float32 weights, got {backbone.dtype}: load with --dtype float32 (and train "
+                "with --mixed-precision bf16 if memory is short), or leave --dense out"
+            )
+        check_unfused(backbone.denoiser, "cannot train")
+        targets: Mapping[str, object] = backbone.parameters(group) if self._dense else backbone.modules(group)
+        if not targets:
+            raise InputError(f"{backbone.name} has nothing to train in the group {group!r}")
+        try:
+            self._put_in(group, rank, generator)
+        except BaseException:
+            self._restore_flags()
+            raise
+
+    def _put_in(self, group: Group, rank: int, generator: torch.Generator) -> None:
+        for p, _ in self._flags:
+            p.requires_grad_(False)
+        backbone = self.backbone
+        if self._dense:
+            self.parameters: dict[str, nn.Parameter] = backbone.parameters(group)
+            with backbone.using(None):  # another delta may be attached
+                values = {n: p.data.clone() for n, p in self.parameters.items()}
+            backbone.cover(values, LABEL)
+        else:
+            factors = {n: _first(m, rank, generator) for n, m in backbone.modules(group).items()}
+            self._before = plug(backbone.pipe, files.peft_keys(factors), LABEL)
+            self._pairs = low_rank(backbone.pipe, LABEL)
+            self.parameters = {
+                f"{n}.{s}": p for n, pair in self._pairs.items() for s, p in zip("AB", pair, strict=True)
+            }
+        for p in self.parameters.values():
+            if not self._dense:
+                p.data = p.data.float()
+            p.requires_grad_(True)
+
+    def _restore_flags(self) -> None:
+        for p, flag in self._flags:
+            p.requires_grad_(flag)
+
+    def on(self) -> AbstractContextManager[None]:
+        """Inside, the student acts, and no other adapter."""
+        return self.backbone.using(LABEL)
+
+    def teacher(self) -> AbstractContextManager[None]:
+        """Inside, the untouched base acts. Never call backward in here."""
+        return self.backbone.using(None)
+
+    def state(self) -> dict[str, Tensor]:
+        """The student's weights."""
+        with self.on():
+            return {f"student/{n}": p.detach().to("cpu", copy=True) for n, p in self.parameters.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take them back."""
+        with self.on(), torch.no_grad():
+            for n, p in self.parameters.items():
+                p.copy_(state[f"student/{n}"])
+
+    def payload(self) -> Factors | Delta:
+        """What was learnt."""
+        if self._dense:
+            over = overlay(self.backbone.denoiser)
+            assert over is not None
+            return Delta({n: Change.between(over.base[n], v) for n, v in over.covers[LABEL].items()})
+        return {n: (a.detach().cpu().clone(), b.detach().cpu().clone()) for n, (a, b) in self._pairs.items()}
+
+    def close(self) -> None:
+        """Take the student out; the network is as it was."""
+        if self._dense:
+            for p in self.parameters.values():
+                p.grad = None
+            self.backbone.uncover(LABEL)
+        else:
+            unplug(self.backbone.pipe, LABEL, self._before)
+        self._restore_flags()
+
+
+def _first(linear: nn.Linear, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    rank = min(rank, linear.in_features, linear.out_features)
+    bound = 1 / math.sqrt(linear.in_features)
+    a = (2 * torch.rand(rank, linear.in_features, generator=generator) - 1) * bound
+    return a, torch.zeros(linear.out_features, rank)

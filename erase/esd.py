@@ -1,0 +1,166 @@
+"""Erased Stable Diffusion: the teacher's own guidance, turned round, becomes the target (Gandikota et al.,
+arXiv 2303.07345).
+
+The published code since 2024 starts from e(c) where the paper (equation 7) starts from e(""); with its eta one larger
+it is the same target. Ours is the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..pipelines import Backbone, Condition
+from ..prompts import InputError
+from ._finetune import Finetune, Finetuner, flat, pick
+from ._method import Task
+
+
+def away(host: Tensor, concept: Tensor, null: Tensor, eta: float) -> Tensor:
+    """The erased prediction e_host - eta (e_concept - e_null), equation 7, all of one shape.
+
+    Its coefficients sum to 1, so it holds for epsilon, v and flow outputs alike.
+    """
+    return host - eta * (concept - null)
+
+
+@dataclass(frozen=True)
+class ESD(Finetune):
+    """Fine-tuning away from the concept by the model's own negative guidance."""
+
+    eta: float = field(default=1.0, metadata={"help": "strength of the negative guidance (> 0; the paper: 1 to 3)"})
+    from_: str | None = field(
+        default=None,
+        metadata={"help": "erase the concept as an attribute of this host, e.g. 'car' for red cars (a prompt)"},
+    )
+    guidance: float = field(default=3.0, metadata={"help": "guidance of the partial denoising (1: off)"})
+    sampler_steps: int = field(default=50, metadata={"help": "length of the partial denoising's trajectory (>= 1)"})
+    pool: int = field(
+        default=0,
+        metadata={
+            "help": "partially denoised latents drawn once, before training, by the teacher; 0, as published, draws "
+            "new ones in every step"
+        },
+    )
+    keep: float = field(
+        default=0.0,
+        metadata={"help": "weight of staying with the teacher on preserved prompts; 0, as published, is off"},
+    )
+
+    paper: ClassVar[str] = "arXiv 2303.07345"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"dense": True, "steps": 1000},
+        "sd": {"rank": 8, "steps": 200, "lr": 1e-4, "batch": 4},
+        "canvas": {
+            "train": "text-kv",
+            "rank": 8,
+            "steps": 240,
+            "batch": 16,
+            "lr": 2e-3,
+            "contexts": 6,
+            "eta": 1.5,
+            "sampler_steps": 10,
+            "pool": 256,
+            "keep": 2.0,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.eta < float("inf"):
+            raise InputError(f"eta: expected a number above 0, got {self.eta}")
+        if not 0 <= self.keep < float("inf"):
+            raise InputError(f"keep: expected a number of at least 0, got {self.keep}")
+        if not self.pool >= 0:
+            raise InputError(f"pool: expected a number of at least 0, got {self.pool}")
+        if not self.sampler_steps >= 1:
+            raise InputError(f"sampler-steps: expected at least 1, got {self.sampler_steps}")
+
+    def run(self, backbone: Backbone, task: Task) -> _Trainer:
+        """What trains the student."""
+        return _Trainer(self, backbone, task)
+
+
+class _Trainer(Finetuner):
+    """ESD's prompts, draws and loss."""
+
+    settings: ESD
+
+    def encode(self) -> None:
+        texts = flat([self.settings.sentences(c) for c in self.task.concepts])
+        self.concept = self.backbone.encode(texts)
+        self.host = None if self.settings.from_ is None else self.backbone.encode([self.settings.from_])
+        kept = ["", *flat([self.settings.sentences(c) for c in self.task.preserve])]
+        self.kept = self.backbone.encode(kept) if self.settings.keep else self.null
+        self.pool: dict[str, Tensor] = {}
+
+    def setup(self, rng: torch.Generator) -> None:
+        size, chunk = self.settings.pool, max(self.settings.batch, 1)
+        draws = self._fresh(size, rng)
+        with self.session.autocast():
+            parts = [self._look({k: v[i : i + chunk] for k, v in draws.items()}) for i in range(0, size, chunk)]
+        self.pool = {k: torch.cat([p[k] for p in parts]) for k in (parts[0] if parts else ())}
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {f"pool/{k}": v for k, v in self.pool.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        super().restore(state)
+        pool = {k.removeprefix("pool/"): v for k, v in state.items() if k.startswith("pool/")}
+        self.pool = {k: v.to(self.backbone.device) for k, v in pool.items()}
+
+    def _fresh(self, n: int, rng: torch.Generator) -> dict[str, Tensor]:
+        prompts = {"prompt": len(self.concept), "kept": len(self.kept)}
+        draws = {}
+        for name in ("prompt", "kept") if self.settings.keep else ("prompt",):
+            draws[name] = pick(n, prompts[name], rng)
+            draws[f"{name} stop"] = pick(n, self.settings.sampler_steps, rng)
+            draws[f"{name} noise"] = torch.randn(n, *self.backbone.latent_shape, generator=rng)
+        return draws
+
+    def draw(self, rng: torch.Generator) -> Mapping[str, Tensor]:
+        if self.settings.pool:
+            return {"row": pick(self.settings.batch, self.settings.pool, rng)}
+        return self._fresh(self.settings.batch, rng)
+
+    @torch.no_grad()
+    def _look(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Latents on the way to the concept, and what the student should answer there; likewise for what is kept."""
+        n = len(draws["prompt"])
+        concept, null = self.concept[draws["prompt"]], self.null[[0] * n]
+        host = concept if self.host is None else self.host[[0] * n]
+        asked = concept + null if self.host is None else concept + null + host
+        with self.student.teacher():
+            x, t = self._walk(host, draws, "prompt")
+            m = len(asked) // n
+            out = self.backbone.denoise(x.repeat(m, *[1] * (x.ndim - 1)), t.repeat(m), asked).float().split(n)
+            target = away(out[-1], out[0], out[1], self.settings.eta)
+            seen = {"x": x, "t": t, "prompt": draws["prompt"], "target": target}
+            if self.settings.keep:
+                kept = self.kept[draws["kept"]]
+                x, t = self._walk(kept, draws, "kept")
+                stay = self.backbone.denoise(x, t, kept).float()
+                seen |= {"kept": draws["kept"], "kept x": x, "kept t": t, "stay": stay}
+        return seen
+
+    def _walk(self, cond: Condition, draws: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+        s = self.settings
+        stop, noise = draws[f"{name} stop"], draws[f"{name} noise"]
+        return self.backbone.partial(cond, stop, noise, steps=s.sampler_steps, guidance=s.guidance, null=self.null)
+
+    def loss(self, draws: Mapping[str, Tensor]) -> Tensor:
+        s = self.settings
+        seen = {k: v[draws["row"].to(v.device)] for k, v in self.pool.items()} if s.pool else self._look(draws)
+        x, t, n = seen["x"], seen["t"], len(seen["t"])
+        asked = self.concept[seen["prompt"]] if self.host is None else self.host[[0] * n]
+        if s.keep:
+            x, t = torch.cat([x, seen["kept x"]]), torch.cat([t, seen["kept t"]])
+            asked = asked + self.kept[seen["kept"]]
+        with self.student.on():
+            out = self.backbone.denoise(x, t, asked).float()
+        loss = (out[:n] - seen["target"]).square().mean()
+        return loss + s.keep * (out[n:] - seen["stay"]).square().mean() if s.keep else loss

@@ -1,0 +1,49 @@
+"""Gradient ascent: climb the ordinary denoising loss on images of the concept. A control: it forgets by breaking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..pipelines import Backbone, Condition
+from ._images import ImageTrainer, OnImages
+from ._method import Task
+
+
+@dataclass(frozen=True)
+class GradientAscent(OnImages):
+    """The loss of the concept's own images, with its sign turned. It has no bound, so stop early."""
+
+    paper: ClassVar[str] = "control: Thudi et al., arXiv 2109.13398, on the diffusion loss"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # no published setting for Stable Diffusion is known to us: SalUn's learning rate and length
+        "paper": {"train": "all", "dense": True, "steps": 600, "batch": 8, "lr": 1e-5},
+        "sd": {"rank": 8, "steps": 50, "batch": 4, "lr": 1e-4},
+        "canvas": {
+            "rank": 8,
+            "steps": 30,
+            "batch": 16,
+            "lr": 1e-3,
+            "contexts": 6,
+            "images": 128,
+            "guidance": 4.0,
+            "sampler_steps": 12,
+        },
+    }
+
+    def run(self, backbone: Backbone, task: Task) -> _Trainer:
+        """What trains the student."""
+        return _Trainer(self, backbone, task)
+
+
+class _Trainer(ImageTrainer):
+    @property
+    def source(self) -> Condition:
+        return self.forget
+
+    def mismatch(self, x: Tensor, t: Tensor, prompt: Tensor, truth: Tensor) -> Tensor:
+        with self.student.on():
+            return -(self.backbone.denoise(x, t, self.forget[prompt]).float() - truth).square().mean()
