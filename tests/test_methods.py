@@ -1,141 +1,86 @@
 """The contract that every method in the folder keeps, on every family."""
 
-import copy
-import importlib
-from dataclasses import FrozenInstanceError, asdict, fields
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
 import tiny
-from erasers.erase import Eraser, Method, configure, erase, find, methods, options
-from erasers.erase._files import one_rank
+from erasers.erase import CHECKS, configure, erase, find, methods
 from erasers.pipelines import load, wrap
 from erasers.prompts import Concept, InputError
 
 CASES = [(m, f) for m in methods() for f in [*tiny.FAMILIES, "canvas-sd"]]
 
 
-@pytest.fixture
-def made(request):
-    """(method, backbone) of one case."""
-    method, family = request.param
-    return method, load(family) if family == "canvas-sd" else wrap(tiny.FAMILIES[family](), family)
+PROJECT = '''"""Our lab's method: the concept's prompt learns to predict what the empty prompt predicts."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from erasers.erase import Finetune, Finetuner, pick
 
 
-each = pytest.mark.parametrize("made", CASES, indirect=True, ids=["-".join(c) for c in CASES])
+@dataclass(frozen=True)
+class Project(Finetune):
+    """Projection onto the empty prompt."""
+
+    strength: float = field(default=1.0, metadata={"help": "how far to go (a factor)"})
+
+    paper: ClassVar[str] = "our lab, to appear"
+    presets: ClassVar[dict] = {"paper": {}, "sd": {"lr": 0.01}, "canvas": {"lr": 0.001}}
+
+    def run(self, backbone, task):
+        return Training(self, backbone, task)
 
 
-def test_both_published_and_control_are_there():
-    assert {"uce", "random"} <= set(methods())
+class Training(Finetuner):
+    def encode(self):
+        self.concept = self.backbone.encode([c.name for c in self.task.concepts])
+
+    def draw(self, rng):
+        n = self.settings.batch
+        return {
+            "prompt": pick(n, len(self.concept), rng),
+            "noise": torch.randn(n, *self.backbone.latent_shape, generator=rng),
+            "time": self.backbone.times(n, rng),
+        }
+
+    def loss(self, draws):
+        x, t, concept = draws["noise"], draws["time"], self.concept[draws["prompt"]]
+        with torch.no_grad(), self.student.teacher():
+            asked = self.backbone.denoise(x, t, concept)
+            empty = self.backbone.denoise(x, t, self.null[[0] * len(t)])
+        target = asked + self.settings.strength * (empty - asked)
+        with self.student.on():
+            return (self.backbone.denoise(x, t, concept) - target).square().mean()
+'''
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(("method", "family"), CASES, ids=["-".join(c) for c in CASES])
+def test_contract(method, family, check, tmp_path):
+    backbone = load(family) if family == "canvas-sd" else wrap(tiny.FAMILIES[family](), family)
+    check(method, backbone, folder=tmp_path)
+
+
+@pytest.mark.parametrize("check", CHECKS[1:], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("method", ["esd", "concept_ablation", "gradient_ascent", "anchor_finetune"])
+def test_contract_of_dense_training(method, check, sd, tmp_path):
+    few = {"esd": {"pool": 0, "keep": 0.5}}.get(method, {"images": 2})
+    check(method, sd, folder=tmp_path, given={"dense": True, "steps": 2, "batch": 2, "sampler_steps": 2, **few})
 
 
 @pytest.mark.parametrize("name", methods())
-def test_settings_are_frozen_documented_and_complete(name):
-    cls = find(name)
-    tool = configure(name, "paper", {})
-    assert isinstance(tool, Method)
-    assert cls.paper
-    assert cls.__doc__
-    assert importlib.import_module(cls.__module__).__doc__
-    assert {"paper", "sd", "canvas"} <= set(cls.presets)
-    for one in options(cls):
-        assert one.help, f"{name}.{one.name} has no help"
-        assert one.default is None or isinstance(one.default, one.type)
-    with pytest.raises(FrozenInstanceError):
-        setattr(tool, fields(cls)[0].name, None)
-    for preset in cls.presets:
-        assert configure(name, preset, {})
-
-
-@each
-def test_base_untouched_same_seed_same_bytes(made, tmp_path):
-    method, backbone = made
-    before = copy.deepcopy(backbone.denoiser.state_dict())
-    one, two = (erase("moon", backbone, method=method, seed=3) for _ in range(2))
-    assert all(torch.equal(v, before[k]) for k, v in backbone.denoiser.state_dict().items())
-    a, b = (e.save_pretrained(tmp_path / n) for e, n in ((one, "a"), (two, "b")))
-    for file in a.iterdir():
-        assert file.read_bytes() == (b / file.name).read_bytes(), file.name
-    assert one.recipe.settings == asdict(configure(method, backbone.preset, {}))
-
-
-@each
-def test_file_round_trip_is_exact(made, tmp_path):
-    method, backbone = made
-    eraser = erase("moon", backbone, method=method)
-    folder = eraser.save_pretrained(tmp_path / "e", verify=backbone)
-    for source in (folder, folder / "pytorch_lora_weights.safetensors"):
-        again = Eraser.from_pretrained(source)
-        assert again.recipe == eraser.recipe
-        assert set(again.factors) == set(eraser.factors)
-        for name, pair in one_rank(eraser.factors).items():
-            assert all(torch.equal(x, y) for x, y in zip(pair, again.factors[name], strict=True))
-
-
-@each
-def test_attach_changes_detach_restores_scale_zero_is_the_identity(made):
-    method, backbone = made
-    eraser = erase("moon", backbone, method=method)
-    x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
-    t, cond = torch.tensor([500]), backbone.encode(["a moon"])
-    names = [n for n, _ in backbone.denoiser.named_modules()]
-    with torch.no_grad():
-        before = backbone.denoise(x, t, cond)
-        handle = eraser.attach(backbone.pipe)
-        assert handle.is_active()
-        after = backbone.denoise(x, t, cond)
-        with backbone.using(None):
-            assert torch.equal(before, backbone.denoise(x, t, cond))
-        with backbone.using(handle.name):
-            assert torch.equal(after, backbone.denoise(x, t, cond))
-        handle.detach()
-        assert not handle.is_active()
-        assert torch.equal(before, backbone.denoise(x, t, cond))
-        with eraser.attached(backbone, 0.0) as off:
-            assert not off.is_active()
-            assert torch.equal(before, backbone.denoise(x, t, cond))
-    assert not torch.equal(before, after)
-    assert names == [n for n, _ in backbone.denoiser.named_modules()]
-
-
-@each
-def test_two_erasers_coexist(made):
-    method, backbone = made
-    one, two = (erase(c, backbone, method=method) for c in ("moon", "star"))
-    x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
-    t, cond = torch.tensor([500]), backbone.encode(["a moon and a star"])
-    with torch.no_grad():
-        base = backbone.denoise(x, t, cond)
-        first = one.attach(backbone)
-        alone = backbone.denoise(x, t, cond)
-        second = two.attach(backbone)
-        assert first.is_active()
-        assert second.is_active()
-        both = backbone.denoise(x, t, cond)
-        assert not torch.equal(alone, both)
-        second.detach()
-        assert first.is_active()
-        torch.testing.assert_close(backbone.denoise(x, t, cond), alone, atol=0, rtol=0)
-        first.detach()
-        assert torch.equal(backbone.denoise(x, t, cond), base)
-
-
-@each
-def test_baking_is_attaching_for_good(made):
-    method, backbone = made
-    eraser = erase("moon", backbone, method=method)
-    x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
-    t, cond = torch.tensor([500]), backbone.encode(["a moon"])
-    with torch.no_grad():
-        base = backbone.denoise(x, t, cond)
-        with eraser.attached(backbone):
-            want = backbone.denoise(x, t, cond)
-        eraser.bake(backbone)
-        have = backbone.denoise(x, t, cond)
-    torch.testing.assert_close(have, want, atol=1e-4, rtol=1e-3)
-    assert (have - want).norm() < 1e-3 * (base - want).norm()
+def test_every_method_of_the_folder_has_three_presets(name):
+    assert {"paper", "sd", "canvas"} <= set(find(name).presets)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
@@ -145,7 +90,10 @@ def test_half_precision_bases(method, family, dtype, tmp_path):
     """Erase, save and verify, attach, detach and bake on a base in half precision."""
     backbone = wrap(tiny.FAMILIES[family]().to(dtype), family)
     # random weights are small: a strong edit stands out against the rounding of half precision
-    eraser = erase("moon", backbone, method=(method, {"ridge": 0.01} if method == "uce" else {"strength": 20.0}))
+    strong = {"uce": {"ridge": 0.01}, "random": {"strength": 20.0}}
+    short = {"steps": 4, "batch": 2, "sampler_steps": 2, "lr": 0.3}
+    short |= {"pool": 2} if method == "esd" else {"images": 2}
+    eraser = erase("moon", backbone, method=(method, strong.get(method, short)))
     eraser.save_pretrained(tmp_path / "e", verify=backbone)
     x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     t, cond = torch.tensor([500]), backbone.encode(["moon"])
@@ -169,7 +117,7 @@ class TestFinding:
             find("ucee")
 
     def test_outside_method(self, tmp_path, monkeypatch, sd):
-        (tmp_path / "my_lab.py").write_text(
+        (tmp_path / "other_lab.py").write_text(
             "from dataclasses import dataclass\n"
             "from typing import ClassVar\n"
             "from erasers.erase import configure\n"
@@ -183,9 +131,52 @@ class TestFinding:
             "        return {n: (a, self.share * b) for n, (a, b) in whole.items()}\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
-        eraser = erase("moon", sd, method=("my_lab:Half", {"share": 0.25}))
-        assert eraser.recipe.method == "my_lab:Half"
+        eraser = erase("moon", sd, method=("other_lab:Half", {"share": 0.25}))
+        assert eraser.recipe.method == "other_lab:Half"
         assert eraser.recipe.settings == {"share": 0.25}
+
+    @pytest.fixture
+    def project(self, tmp_path, monkeypatch):
+        """A method of somebody else's, in a package of its own, trained by the loop."""
+        (tmp_path / "my_lab").mkdir()
+        (tmp_path / "my_lab/__init__.py").write_text("")
+        (tmp_path / "my_lab/my_method.py").write_text(PROJECT)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return "my_lab.my_method:Project"
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+    def test_outside_method_passes_the_public_contract(self, project, check, sd, tmp_path):
+        (tmp_path / "out").mkdir()
+        check(project, sd, folder=tmp_path / "out")
+
+    def test_outside_method_runs_from_the_command_line(self, project, tmp_path):
+        command = [sys.executable, "-m", "erasers.app.cli", "erase", "moon", "--method", project]
+        command += shlex.split("--steps 2 --batch 2 --strength 0.5 --checkpoint-every 1 --out e")
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((tmp_path / "e/eraser_config.json").read_text())
+        assert (record["method"], record["settings"]["strength"]) == (project, 0.5)
+        assert "--strength" in subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True).stdout
+
+    def test_the_contract_can_fail(self, sd, tmp_path):
+        """A method that changes the base, or is never the same, does not pass."""
+        from erasers.erase import _contract
+
+        class Careless(type(configure("uce", "sd", {}))):
+            def run(self, backbone, task):
+                next(iter(backbone.modules("text-kv").values())).weight.data.mul_(1.1)
+                return super().run(backbone, task)
+
+        class Moody(type(configure("random", "sd", {}))):
+            def run(self, backbone, task):
+                return super().run(backbone, replace(task, seed=int(torch.randint(10**6, (1,)))))
+
+        for cls, check in ((Careless, _contract.base_untouched), (Moody, _contract.same_seed_same_bytes)):
+            cls.__module__, cls.__qualname__ = __name__, cls.__name__
+            globals()[cls.__name__] = cls
+            with pytest.raises(AssertionError, match=r"changed the base|differs from run to run"):
+                check(f"{__name__}:{cls.__name__}", sd, folder=tmp_path)
 
     @pytest.mark.parametrize("name", ["nowhere:Thing", "json:nothing", "json:JSONDecoder"])
     def test_outside_nonsense(self, name):
@@ -201,8 +192,8 @@ def test_random_has_the_norm_of_what_it_imitates_and_nothing_else(sd):
     model = erase("moon", sd, method="uce")
     for rank in (None, 1, 5):
         noise = erase("moon", sd, method=("random", {"rank": rank}))
-        for name, (a, b) in model.factors.items():
-            x, y = noise.factors[name]
+        for name, (a, b) in model.payload.factors.items():
+            x, y = noise.payload.factors[name]
             assert x.shape[0] == (rank or a.shape[0])
             torch.testing.assert_close((y @ x).norm(), (b @ a).norm(), rtol=1e-4, atol=0)
             cosine = ((y @ x) * (b @ a)).sum() / (y @ x).norm() / (b @ a).norm()
