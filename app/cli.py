@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompt
 
 DEFAULT_METHOD = "uce"
+LOOP = "Training (trained methods)"
 USAGE: Any = typer.BadParameter.__mro__[2]  # typer's base of all complaints about the words of a command
 out = Console()
 err = Console(stderr=True)
@@ -68,46 +69,96 @@ def erase(
         Path | None, typer.Option("--out", "-o", help="Folder to write. Default: eraser-CONCEPT-METHOD.")
     ] = None,
     force: ForceOption = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint (trained methods).")] = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.", rich_help_panel=LOOP)
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away an unfinished run's checkpoints.", rich_help_panel=LOOP)
+    ] = False,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Steps between checkpoints, in OUT.training; 0: none.", min=0, rich_help_panel=LOOP)
+    ] = 100,
+    validate_every: Annotated[
+        int, typer.Option(help="Steps between validation images; 0: none.", min=0, rich_help_panel=LOOP)
+    ] = 0,
+    validate: Annotated[
+        list[str] | None,
+        typer.Option(help="What to draw then, once a prompt. Default: the concepts.", rich_help_panel=LOOP),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Log to tensorboard or wandb; repeat for both.", rich_help_panel=LOOP),
+    ] = None,
+    mixed_precision: Annotated[str, typer.Option(help="auto, no, fp16 (GPU) or bf16.", rich_help_panel=LOOP)] = "auto",
+    accumulate: Annotated[
+        int,
+        typer.Option(help="Parts in which a batch is computed: less memory, same result.", min=1, rich_help_panel=LOOP),
+    ] = 1,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=LOOP),
+    ] = False,
+    divergence: Annotated[
+        float,
+        typer.Option(help="Stop when the loss is this many times its start; 0: never.", min=0, rich_help_panel=LOOP),
+    ] = 1000.0,
     **settings: Any,  # noqa: ANN401
 ) -> None:
-    """Remove concepts from a model and write the eraser."""
+    """Remove concepts from a model and write the eraser. A trained method keeps its checkpoints, log and validation
+    images in OUT.training; `accelerate launch -m erasers.app.cli erase ...` trains in several processes.
+    """
     names = concepts or []
     if not names:
         raise InputError("no concept given: name what to erase, for example `erasers erase moon`")
     for name in names:
         if not name.strip():
             raise InputError(f"expected a concept name, got {name!r}: name what to erase, for example moon")
-    if resume:
-        raise InputError(f"--resume: {method!r} is a closed form and has no checkpoints; leave the flag out")
     folder = out_folder or Path(
         f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_")
     )
-    from ..erase import CONFIG_FILE, check_target, configure
+    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process
     from ..erase import concept as known
     from ..erase import erase as run
 
     check_target(folder, force, holds=CONFIG_FILE)
     given = {k: v for k, v in settings.items() if v is not None}
     configure(method, preset or "paper", given)  # refuse a bad setting before anything heavy is loaded
+    work = folder.with_name(f"{folder.name}.training")
+    loop = Loop(
+        work=work,
+        resume=resume,
+        restart=restart,
+        checkpoint_every=checkpoint_every,
+        validate_every=validate_every,
+        validate=tuple(validate or ()),
+        track=tuple(track or ()),  # type: ignore[arg-type]
+        mixed_precision=mixed_precision,  # type: ignore[arg-type]
+        accumulate=accumulate,
+        gradient_checkpointing=gradient_checkpointing,
+        divergence=divergence,
+    )
     backbone = _load(model, dtype, device)
     start = time.perf_counter()
     eraser = run(
         [known(n, backbone, anchor) for n in names],
         backbone,
-        method=(method, given),
-        preset=preset,
+        method=configure(method, preset or backbone.preset, given),
         preserve=None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()],
         seed=seed,
+        loop=loop,
     )
     seconds = time.perf_counter() - start
+    if not main_process():
+        return
     eraser.save_pretrained(folder, force=force, verify=backbone)
-    size = sum(f.stat().st_size for f in folder.glob("pytorch_lora_weights.safetensors"))
+    for path in checkpoints(work):
+        path.unlink()
+    size = (folder / eraser.payload.file).stat().st_size
     _say(
         f"{', '.join(eraser.recipe.names)} erased from {backbone.name} by {method} in {seconds:.2f} s: "
-        f"rank {eraser.rank}, {len(eraser.factors)} layers, {size / 1e6:.2f} MB, in {folder}"
+        f"{eraser.payload.summary()}, {size / 1e6:.2f} MB, in {folder}"
     )
     _say(f"next: erasers grid --model {model} --eraser {folder} --out grid.png")
 
@@ -242,37 +293,59 @@ def evaluate(
 
 def export(
     eraser: Annotated[str, typer.Argument(help="Eraser folder, file or Hub id.")],
-    to: Annotated[str, typer.Option(help="peft (diffusers) or kohya (ComfyUI, A1111, diffusers).")],
-    out_file: Annotated[Path, typer.Option("--out", "-o", help="File to write, ending in .safetensors.")],
-    dtype: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16 weights.")] = None,
+    to: Annotated[
+        str,
+        typer.Option(help="peft (diffusers), kohya (ComfyUI, A1111, diffusers), or component (the whole denoiser)."),
+    ],
+    out_file: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write, ending in .safetensors; for component a folder.")
+    ],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The base model, for component.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16 or bfloat16 weights. Default: the eraser's, or the loaded model's."),
+    ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Write an eraser as one file for another app."""
+    """Write an eraser for another app: one LoRA file, or the denoiser with the update in it."""
     import torch
 
     kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype is not None and dtype not in kinds:
         raise unknown("dtype", dtype, kinds)
     loaded = _erasers([eraser])[0]
-    loaded.export(out_file, to, dtype=kinds[dtype] if dtype else None, force=force)  # type: ignore[arg-type]
-    _say(f"{out_file}: {out_file.stat().st_size / 1e6:.2f} MB, {to} keys")
+    base = None if model is None else _load(model, dtype, None)
+    kind = kinds[dtype] if dtype else None
+    loaded.export(out_file, to, dtype=kind, base=base, force=force)  # type: ignore[arg-type]
+    files = [out_file] if out_file.is_file() else list(out_file.glob("*.safetensors"))
+    _say(f"{out_file}: {sum(f.stat().st_size for f in files) / 1e6:.2f} MB, {to}")
 
 
 def inspect(
     files: Annotated[list[str], typer.Argument(help="Eraser folders or LoRA files.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in an eraser: concepts, method, layers, rank, size, norms."""
-    from ..erase import describe
+    """Say what is in an eraser: concepts, method, layers, rank, size, norms. With several: how each two of them overlap
+    and what their sum comes to.
+    """
+    from itertools import combinations
+
+    from ..erase import describe, overlap
 
     found = [describe(f) for f in files]
+    for a, b in combinations(files, 2):
+        try:
+            found.append(overlap(a, b))
+        except InputError as error:  # a LoRA of somebody else's, or erasers of two kinds
+            found.append({"pair": [a, b], "not compared": str(error)})
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
     for item in found:
-        table = Table(title=escape(item["path"]), show_header=False, title_justify="left")
+        title = item.get("path") or " and ".join(item["pair"])
+        table = Table(title=escape(title), show_header=False, title_justify="left")
         for key, value in item.items():
-            if key != "path":
+            if key not in ("path", "pair"):
                 table.add_row(key, escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
         out.print(table)
 
@@ -400,7 +473,7 @@ def _with_method_flags(args: list[str]) -> Callable[..., None]:
     plain = [p for p in signature.parameters.values() if p.kind is not inspection.Parameter.VAR_KEYWORD]
     panel = f"Settings of {name} (defaults before the preset)"
     for one in options(find(name)):
-        flag = f"--{one.name.replace('_', '-')}"
+        flag = f"--{one.name.rstrip('_').replace('_', '-')}"
         flags = f"{flag}/--no-{flag[2:]}" if one.type is bool else flag
         default = {"True": "on", "False": "off", "None": "worked out"}.get(str(one.default), one.default)
         text = f"{one.help}. Default: {default}."
@@ -476,7 +549,8 @@ def main() -> None:
             error.show()
             sys.exit(2)
         _complain(" ".join(error.format_message().split()))
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
+        err.print("erasers: interrupted; a training run goes on with the same command and --resume", style="red")
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it writes, and every mistake in one line with exit code 2."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +123,9 @@ def test_export_and_inspect(eraser, tmp_path):
         assert load_file(tmp_path / f"{to}.safetensors")
     code, out, _ = run("inspect", eraser, tmp_path / "kohya.safetensors", "--json")
     assert code == 0
-    assert [i["concepts"] for i in json.loads(out)] == [["moon"], ["moon"]]
+    one, two, pair = json.loads(out)
+    assert one["concepts"] == two["concepts"] == ["moon"]
+    assert "expected pairs of lora_A" in pair["not compared"], "kohya keys are described, not compared"
     assert "moon" in run("inspect", eraser)[1]
 
 
@@ -176,6 +179,12 @@ BAD = {
     "too large a seed": (["erase", "moon", "--seed", str(10**20)], "--seed"),
     "too many steps": (["draw", "--out", "d", "--steps", "2000"], "--steps"),
     "nonsense method": (["erase", "moon", "--method", ":X"], "cannot import method"),
+    "misspelt part": (["erase", "moon", "--method", "esd", "--train", "corss"], "did you mean 'cross'"),
+    "zero training steps": (["erase", "moon", "--method", "esd", "--steps", "0"], "steps: expected at least 1"),
+    "unknown precision": (["erase", "moon", "--method", "esd", "--mixed-precision", "fp8"], "did you mean 'fp16'"),
+    "unknown tracker": (["erase", "moon", "--method", "esd", "--track", "tensorbord"], "did you mean 'tensorboard'"),
+    "too many contexts": (["erase", "moon", "--method", "esd", "--contexts", "99"], "contexts: expected at most"),
+    "component without base": (["export", "E", "--to", "component", "--out", "u"], "name the base model with --model"),
     "zero steps": (["draw", "--out", "d", "--steps", "0"], "--steps"),
 }
 
@@ -222,6 +231,45 @@ def test_nothing_of_the_users_is_deleted(eraser, tmp_path):
         assert len(err.strip().splitlines()) == 1, args
     assert snapshot(eraser) == before
     assert (tmp_path / "thesis.docx").read_text() == "precious"
+
+
+def test_a_trained_method(tmp_path):
+    """ESD with its own flags: LoRA and dense, from a host, watched; what inspect and export say of the results."""
+    short = shlex.split(
+        "--method esd --steps 2 --batch 2 --sampler-steps 2 --pool 4 --validate-every 2 --checkpoint-every 1"
+    )
+    code, out, err = run("erase", "moon", "star", *short, "--from", "cat", "--out", tmp_path / "a")
+    assert code == 0, err
+    assert "rank 8" in out
+    record = json.loads((tmp_path / "a/eraser_config.json").read_text())
+    assert (record["settings"]["from_"], record["settings"]["steps"], record["kind"]) == ("cat", 2, "lora")
+    work = tmp_path / "a.training"
+    assert sorted(p.name for p in work.rglob("*")) == ["log.jsonl", "step-000000.png", "step-000002.png", "validation"]
+    code, out, err = run("erase", "moon", *short, "--dense", "--out", tmp_path / "b")
+    assert code == 0, err
+    assert "weights" in out
+    assert run("inspect", tmp_path / "b")[1].count("delta") >= 1
+    found = json.loads(run("inspect", tmp_path / "a", tmp_path / "a", "--json")[1])
+    assert found[2]["cosine"] == 1.0
+    assert "cosine" in run("inspect", tmp_path / "a", tmp_path / "a")[1]
+    assert "cannot compare" in run("inspect", tmp_path / "a", tmp_path / "b")[1]
+    code, out, err = run("export", tmp_path / "b", "--to", "component", "--model", "canvas-sd", "--out", tmp_path / "u")
+    assert code == 0, err
+    assert (tmp_path / "u/diffusion_pytorch_model.safetensors").exists()
+    code, out, err = run("export", tmp_path / "b", "--to", "kohya", "--out", tmp_path / "x.safetensors")
+    assert code == 2
+    assert "export it to component" in err
+
+
+def test_a_diverging_run_ends_in_one_line(tmp_path):
+    args = shlex.split(
+        "--method esd --steps 30 --batch 2 --sampler-steps 2 --pool 2 --lr 10 --divergence 5 --checkpoint-every 1"
+    )
+    code, _, err = run("erase", "moon", *args, "--out", tmp_path / "a")
+    assert code == 2
+    assert "esd diverged at step" in err
+    assert len([line for line in err.splitlines() if line.startswith("erasers:")]) == 1
+    assert not (tmp_path / "a").exists()
 
 
 def test_seeds_replace_the_sets_own(tmp_path):
