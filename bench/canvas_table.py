@@ -2,50 +2,67 @@
 
     python bench/canvas_table.py --methods uce,random --out docs/results/canvas-uce
 
-writes OUT.jsonl (one row per method and concept; a rerun goes on where it stopped) and prints the Markdown tables.
+writes OUT.jsonl (one row per method and concept; a rerun goes on where it stopped) and prints the Markdown tables. A
+concept may be a stack, "moon+star+cat": the erasers of each, attached together and scored like one.
 """
 
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from erasers.erase import erase
+from erasers.erase import Eraser, configure, erase
 from erasers.eval import Control, evaluate
-from erasers.pipelines import load
+from erasers.pipelines import Backbone, load
 from erasers.prompts import canvas
 from memory import Peak
 
 SCORES = ("ua", "synonym_ua", "held_out_ua", "ira", "cra", "neighbours", "in_prompt")
 
 
-def row(method: str, name: str, settings: dict, control: Control) -> dict:
-    """Erase, save, score one concept."""
-    backbone = control.backbone
+def made(method: str, name: str, settings: dict, backbone: Backbone, keep: Path | None) -> tuple[Eraser, dict]:
+    """An eraser, from the folder where an earlier run left it or new, and what making it took."""
+    place = None if keep is None else keep / method / name
+    if place is not None and (place / "made.json").exists():
+        kept = Eraser.from_pretrained(place / "eraser")
+        if kept.recipe.settings == asdict(configure(method, backbone.preset, settings)):
+            return kept, json.loads((place / "made.json").read_text())
     with Peak() as memory:
         start = time.perf_counter()
         eraser = erase(name, backbone, method=(method, settings))
         seconds = time.perf_counter() - start
     with TemporaryDirectory() as folder:
-        file = eraser.export(Path(folder) / "e.safetensors")
-        size = file.stat().st_size
-    report = evaluate(eraser, backbone, control=control)
+        saved = eraser.save_pretrained(Path(folder) / "eraser", verify=backbone)
+        size = (saved / eraser.payload.file).stat().st_size
+    took = {"seconds": round(seconds, 3), "extra_mb": round(memory.extra, 1), "bytes": size}
+    if place is not None:
+        eraser.save_pretrained(place / "eraser", force=True)
+        (place / "made.json").write_text(json.dumps(took))
+    return eraser, took
+
+
+def row(method: str, name: str, settings: dict, control: Control, keep: Path | None) -> dict:
+    """Erase and score one concept, or the stack of the erasers of several ("moon+star")."""
+    parts = [made(method, n, settings, control.backbone, keep) for n in name.split("+")]
+    report = evaluate([e for e, _ in parts], control.backbone, control=control)
     return {
         "method": method,
         "settings": settings,
         "concept": name,
-        "seconds": round(seconds, 3),
-        "extra_mb": round(memory.extra, 1),
-        "bytes": size,
-        "rank": eraser.rank,
+        "seconds": round(sum(t["seconds"] for _, t in parts), 3),
+        "extra_mb": max(t["extra_mb"] for _, t in parts),
+        "bytes": sum(t["bytes"] for _, t in parts),
+        "images": report.settings["images"],
         "scores": {k: v.to_json() for k, v in report.scores.items()},
+        "by_concept": {c: {k: v.to_json() for k, v in s.items()} for c, s in report.by_concept.items()},
     }
 
 
 def table(rows: list[dict]) -> str:
     """A Markdown table of one method: value (change against the unerased control) per concept, and the mean."""
-    rows = sorted(rows, key=lambda r: list(canvas.CONCEPTS).index(r["concept"]))
+    rows = sorted(rows, key=lambda r: [list(canvas.CONCEPTS).index(n) for n in r["concept"].split("+")])
     lines = [
         "| concept | " + " | ".join(SCORES) + " | s | MB | KB |",
         "|---|" + "---:|" * (len(SCORES) + 3),
@@ -71,12 +88,44 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: list[dict]) -> str:
+    """Means of each method over the concepts that all of them have, the unerased model first."""
+    single = [r for r in rows if "+" not in r["concept"]]
+    methods = list(dict.fromkeys(r["method"] for r in single))
+    have = {(r["method"], r["concept"]) for r in single}
+    common = [c for c in canvas.CONCEPTS if all((m, c) in have for m in methods)]
+    lines = [
+        f"Means over {len(common)} concepts ({', '.join(common)}).",
+        "",
+        "| method | " + " | ".join(SCORES) + " | s | MB | KB |",
+        "|---|" + "---:|" * (len(SCORES) + 3),
+    ]
+
+    def mean(part: list[dict], key: str) -> list[str]:
+        values = [[r["scores"][k][key] for r in part if r["scores"][k]["value"] is not None] for k in SCORES]
+        return [f"{sum(v) / len(v):.1f}" for v in values]
+
+    for method in methods:
+        part = [r for r in single if r["method"] == method and r["concept"] in common]
+        if method == methods[0]:
+            lines.append("| original | " + " | ".join(mean(part, "control")) + " | | | |")
+        cost = [sum(r[k] for r in part) / len(part) for k in ("seconds", "extra_mb", "bytes")]
+        low = [min(r["scores"][k]["value"] for r in part if r["scores"][k]["value"] is not None) for k in SCORES]
+        cells = [
+            f"{m} (lowest {v:.1f})" if k in ("ua", "ira", "cra") else m
+            for k, m, v in zip(SCORES, mean(part, "value"), low, strict=True)
+        ]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {cost[0]:.1f} | {cost[1]:.0f} | {cost[2] / 1e3:.0f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", default="uce,random")
     parser.add_argument("--concepts", default=",".join(canvas.CONCEPTS))
     parser.add_argument("--settings", default="{}", help='JSON: {"uce": {"ridge": 0.1}}')
+    parser.add_argument("--keep", type=Path, help="folder in which erasers are kept, so that stacks reuse them")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     log = args.out.with_suffix(".jsonl")
@@ -89,13 +138,15 @@ def main() -> None:
             settings = chosen.get(method, {})
             if (method, json.dumps(settings), name) in done:
                 continue
-            rows.append(row(method, name, settings, control))
+            rows.append(row(method, name, settings, control, args.keep))
             with log.open("a") as f:
                 f.write(json.dumps(rows[-1]) + "\n")
             short = {k: rows[-1]["scores"][k]["value"] for k in SCORES}
             print(method, name, short, flush=True)
         wanted = [r for r in rows if r["method"] == method and r["settings"] == chosen.get(method, {})]
         print(f"\n### {method} {json.dumps(chosen.get(method, {}))}\n\n{table(wanted)}\n", flush=True)
+
+    print(f"### Summary\n\n{summary([r for r in rows if r['settings'] == {}])}", flush=True)
 
 
 if __name__ == "__main__":
