@@ -9,11 +9,10 @@ concept may be a stack, "moon+star+cat": the erasers of each, attached together 
 import argparse
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from erasers.erase import Eraser, configure, erase
+from erasers.erase import Eraser, configure, erase, settings_of
 from erasers.eval import Control, evaluate
 from erasers.pipelines import Backbone, load
 from erasers.prompts import canvas
@@ -27,7 +26,7 @@ def made(method: str, name: str, settings: dict, backbone: Backbone, keep: Path 
     place = None if keep is None else keep / method / name
     if place is not None and (place / "made.json").exists():
         kept = Eraser.from_pretrained(place / "eraser")
-        if kept.recipe.settings == asdict(configure(method, backbone.preset, settings)):
+        if kept.recipe.settings == settings_of(configure(method, backbone.preset, settings)):
             return kept, json.loads((place / "made.json").read_text())
     with Peak() as memory:
         start = time.perf_counter()

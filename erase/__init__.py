@@ -8,7 +8,7 @@ from ._files import CONFIG_FILE, check_target, write_folder
 from ._finetune import Finetune, Finetuner, pick
 from ._inspect import describe
 from ._lora import Factors, Lora
-from ._method import Method, Option, Task, configure, find, methods, name_of, options
+from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of
 from ._overlap import overlap
 from ._payload import Payload
 from ._recipe import Recipe
@@ -51,6 +51,7 @@ __all__ = [
     "options",
     "overlap",
     "pick",
+    "settings_of",
     "solve",
     "train",
     "write_folder",

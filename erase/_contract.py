@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ._erase import erase
 from ._eraser import Eraser
 from ._files import one_rank
 from ._lora import Lora
-from ._method import Method, configure, find, options
+from ._method import Method, configure, find, options, settings_of
 
 CONCEPTS = ("moon", "star")
 
@@ -40,7 +40,7 @@ CONCEPTS = ("moon", "star")
 def _settings(method: str, backbone: Backbone, given: Mapping[str, Any] | None) -> dict[str, Any]:
     if given is not None:
         return dict(given)
-    usual = asdict(configure(method, backbone.preset, {}))  # type: ignore[call-overload]
+    usual = settings_of(configure(method, backbone.preset, {}))
     names = ("steps", "batch", "pool", "images", "sampler_steps") if "steps" in usual else ()
     return {n: min(2, usual[n]) for n in names if n in usual}
 
@@ -103,7 +103,7 @@ def same_seed_same_bytes(
     a, b = (e.save_pretrained(folder / n) for e, n in ((one, "a"), (two, "b")))
     for file in sorted(a.iterdir()):
         assert file.read_bytes() == (b / file.name).read_bytes(), f"{method}: {file.name} differs from run to run"
-    want = asdict(configure(method, backbone.preset, _settings(method, backbone, given)))  # type: ignore[call-overload]
+    want = settings_of(configure(method, backbone.preset, _settings(method, backbone, given)))
     assert one.recipe.settings == want, f"{method}: the record's settings are {one.recipe.settings}, used {want}"
 
 

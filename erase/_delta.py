@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..pipelines import Backbone, overlay
 from ..prompts import InputError
@@ -92,7 +92,7 @@ class Delta:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {n: c.shape for n, c in self.changes.items()}
 
-    def weights(self, backbone: Backbone) -> dict[str, nn.Parameter]:
+    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         return backbone.parameters("all")
 
     def finite(self) -> bool:

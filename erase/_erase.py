@@ -13,7 +13,7 @@ from ..prompts import Concept, InputError, canvas
 from ._delta import Delta
 from ._eraser import Eraser
 from ._lora import Factors, Lora
-from ._method import Method, Task, configure, name_of
+from ._method import Method, Task, configure, name_of, settings_of
 from ._payload import Payload
 from ._recipe import Recipe, library_versions
 from ._train import Loop, Trainer, train
@@ -81,7 +81,7 @@ def _solve(tool: Method, backbone: Backbone, task: Task, loop: Loop | None) -> t
     training = {"base": str(backbone.dtype).removeprefix("torch."), "mixed precision": loop.precision(backbone)}
     identity = {
         "method": name_of(tool),
-        "settings": {k: v for k, v in asdict(tool).items() if k != "steps"},  # type: ignore[call-overload]
+        "settings": {k: v for k, v in settings_of(tool).items() if k != "steps"},
         "concepts": [asdict(c) for c in task.concepts],
         "preserve": [asdict(c) for c in task.preserve],
         "seed": task.seed,
@@ -145,15 +145,14 @@ def erase(
         result if isinstance(result, Delta) else Lora({n: (a.cpu(), b.cpu()) for n, (a, b) in result.items()})
     )
     if not payload.finite():
-        raise InputError(
-            f"{name_of(tool)} with {asdict(tool)} gave numbers that are not finite: choose milder settings"
-        )  # type: ignore[call-overload]
+        made = f"{name_of(tool)} with {settings_of(tool)}"
+        raise InputError(f"{made} gave numbers that are not finite: choose milder settings")
     with backbone.using(None):
         weights = payload.weights(backbone)
         edited = fingerprint({n: weights[n] for n in sorted(payload.shapes)})
     recipe = Recipe(
         method=name_of(tool),
-        settings=asdict(tool),  # type: ignore[call-overload]
+        settings=settings_of(tool),
         seed=seed,
         family=backbone.family,
         base={

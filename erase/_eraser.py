@@ -139,7 +139,7 @@ class Eraser:
         _check_bare(base, "export")
 
         def fill(partial: Path) -> None:
-            base.denoiser.save_pretrained(partial)
+            base.save_denoiser(partial)
             record = json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False)
             (partial / files.COMPONENT_FILE).write_text(record + "\n", encoding="utf-8")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..pipelines import Backbone, acting, components, plug, unplug
 from . import _files as files
@@ -41,7 +41,7 @@ class Lora:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {n: (b.shape[0], a.shape[1]) for n, (a, b) in self.factors.items()}
 
-    def weights(self, backbone: Backbone) -> dict[str, nn.Parameter]:
+    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         return {n: m.weight for n, m in backbone.modules("all").items()}
 
     def finite(self) -> bool:

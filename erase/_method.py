@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_checkable
 
@@ -86,6 +86,11 @@ def name_of(tool: Method) -> str:
     cls = type(tool)
     package, _, module = cls.__module__.rpartition(".")
     return module if package == __package__ else f"{cls.__module__}:{cls.__name__}"
+
+
+def settings_of(tool: Method) -> dict[str, Any]:
+    """Every setting of a method, as JSON values."""
+    return asdict(tool)  # type: ignore[call-overload,no-any-return]
 
 
 def configure(name: str, preset: str, settings: Mapping[str, Any]) -> Method:

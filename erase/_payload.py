@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
-from torch import nn
+from torch import Tensor
 
 from ..pipelines import Backbone
 
@@ -25,7 +25,7 @@ class Payload(Protocol):
         """Shape of every edited weight, by the name under which `weights` gives it."""
         ...
 
-    def weights(self, backbone: Backbone) -> Mapping[str, nn.Parameter]:
+    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The base's weights that could be edited, by the same names."""
         ...
 

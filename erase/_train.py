@@ -235,7 +235,8 @@ class Session:
 
     def _reduce(self, grads: list[Tensor]) -> None:
         while grads:
-            part, size = [], 0
+            part: list[Tensor] = []
+            size = 0
             while grads and (not part or size + grads[0].numel() <= REDUCE):
                 part.append(grads.pop(0))
                 size += part[-1].numel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -182,6 +183,10 @@ class Backbone(Protocol):
 
     def uncover(self, label: str) -> None:
         """Take that cover away."""
+        ...
+
+    def save_denoiser(self, folder: Path) -> None:
+        """Write the denoiser as a component folder, as it is now."""
         ...
 
     def checkpointed(self) -> AbstractContextManager[None]:

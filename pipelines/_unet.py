@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -293,6 +294,9 @@ class UNetBackbone:
     def using(self, adapter: str | None) -> Iterator[None]:
         with only(adapter, self.pipe.unet, *(m for _, m in self._roots("text-encoder"))), self._covered(adapter):
             yield
+
+    def save_denoiser(self, folder: Path) -> None:
+        self.pipe.unet.save_pretrained(folder)
 
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
