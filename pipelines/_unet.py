@@ -75,11 +75,11 @@ class UNetBackbone:
 
     @property
     def device(self) -> torch.device:
-        return self.pipe.unet.device
+        return next(self.pipe.unet.parameters()).device  # diffusers' own property walks over every module
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.pipe.unet.dtype
+        return next(self.pipe.unet.parameters()).dtype
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from erasers.erase import erase
@@ -99,3 +100,18 @@ def test_control_is_drawn_once_and_neutral_on_a_zero_eraser(canvas):
 
 def test_sampling_follows_the_pipeline(canvas, sd):
     assert sampling(canvas) != sampling(sd)
+
+
+def test_a_stack_is_scored_like_one_eraser(canvas):
+    """Two erasers act together on every image, and neither's cells count as kept for the other."""
+    stack = [erase(name, canvas) for name in ("moon", "ink")]
+    before = [p.detach().clone() for p in canvas.denoiser.parameters()]
+    control = Control(canvas, Sampling(steps=1, guidance=1.0, sampler="dpm++", batch=60))
+    report = evaluate(stack, canvas, only=["ua", "ira", "cra"], control=control)
+    assert list(report.by_concept) == ["moon", "ink"]
+    assert [e["concepts"] for e in report.settings["erasers"]] == [["moon"], ["ink"]]
+    alone = evaluate(stack[:1], canvas, only=["ua", "ira", "cra"], control=control)
+    moon = report.by_concept["moon"]
+    assert moon["ua"].n == alone.scores["ua"].n - 5, "a moon in ink asks for two erased concepts: nobody's image"
+    assert moon["ira"].n == alone.scores["ira"].n - 11, "eleven other objects in ink are no longer kept"
+    assert all(torch.equal(p, q) for p, q in zip(canvas.denoiser.parameters(), before, strict=True))
