@@ -38,7 +38,7 @@ class ConceptAblation(OnImages):
         "sd": {"train": "text-kv", "rank": 8, "steps": 200, "batch": 8, "lr": 1e-4},
         "canvas": {
             "rank": 8,
-            "steps": 300,
+            "steps": 200,
             "batch": 12,
             "lr": 2e-3,
             "contexts": 6,
