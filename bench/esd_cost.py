@@ -56,7 +56,7 @@ def measure_time() -> None:
     concept = canvas.find("moon")
     kept = tuple(c for c in canvas.CONCEPTS.values() if c != concept)
     for label, settings in {
-        "canvas preset": {},
+        "canvas preset, 60 of its 240 steps": {"steps": 60},
         "as published (new latents in every step)": {"steps": 25, "pool": 0, "keep": 0.0},
         "as published, dense": {"steps": 25, "pool": 0, "keep": 0.0, "dense": True},
     }.items():
