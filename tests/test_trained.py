@@ -145,7 +145,14 @@ def test_steps_on_images(backbone, method, settings):
 @pytest.mark.parametrize("train", ["text-kv", "cross", "self", "not-cross", "all"])
 @pytest.mark.parametrize("dense", [False, True])
 def test_only_the_chosen_part_learns(sd, method, train, dense):
-    settings = {"steps": 2, "batch": 2, "sampler_steps": 2, "lr": 1e-2, "train": train, "dense": dense}
+    settings = {
+        "steps": 2,
+        "batch": 2,
+        "sampler_steps": 2,
+        "lr": 1e-4 if dense else 1e-2,
+        "train": train,
+        "dense": dense,
+    }
     settings |= {} if method == "esd" else {"images": 2}
     payload = erase(MOON, sd, method=(method, settings)).payload
     parts = {
