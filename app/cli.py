@@ -107,7 +107,7 @@ def erase(
     **settings: Any,  # noqa: ANN401
 ) -> None:
     """Remove concepts from a model and write the eraser. A trained method keeps its checkpoints, log and validation
-    images in OUT.training; `accelerate launch -m erasers.app.cli erase ...` trains in several processes.
+    images in OUT.training; `torchrun --nproc_per_node N -m erasers.app.cli erase ...` trains in N processes.
     """
     names = concepts or []
     if not names:
@@ -153,7 +153,7 @@ def erase(
     if not main_process():
         return
     eraser.save_pretrained(folder, force=force, verify=backbone)
-    for path in checkpoints(work):
+    for path in checkpoints(work) if eraser.recipe.training else ():  # a closed form's neighbour may be another run
         path.unlink()
     size = (folder / eraser.payload.file).stat().st_size
     _say(

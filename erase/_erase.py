@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from ..pipelines import Backbone, fingerprint
+from ..pipelines import Backbone, check_unfused, components, fingerprint
 from ..prompts import Concept, InputError, canvas
 from ._delta import Delta
 from ._eraser import Eraser
@@ -68,6 +68,8 @@ def solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None = N
 
 def _solve(tool: Method, backbone: Backbone, task: Task, loop: Loop | None) -> tuple[Factors | Delta, dict[str, str]]:
     """The solution, and in which precision it was trained (nothing for a closed form)."""
+    for part in components(backbone.pipe):
+        check_unfused(part, "cannot erase")  # PEFT would take it out of the weights when adapters are switched off
     with backbone.using(None):  # a closed form reads the weights, and the user's adapters are no part of them
         result = tool.run(backbone, task)
         base = fingerprint(backbone.parameters("all"))

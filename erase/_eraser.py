@@ -265,6 +265,7 @@ class Attached:
     name: str
     _acting: Callable[[], bool] = field(repr=False)
     _undo: tuple[Callable[[], None], ...] = field(repr=False)
+    _gone: list[bool] = field(default_factory=list, repr=False)
 
     def is_active(self) -> bool:
         """Whether it acts now. Loading another LoRA with diffusers' own loader switches it off until `activate()` or
@@ -282,8 +283,11 @@ class Attached:
         Raises:
             InputError: it, or a LoRA over it, was fused into the weights; unfuse first.
         """
+        if self._gone:  # another eraser may have the name by now
+            return
         for step in self._undo:
             step()
+        self._gone.append(True)
 
 
 class VerifyError(InputError):

@@ -60,6 +60,10 @@ def overlap(one: str | os.PathLike[str] | Eraser, two: str | os.PathLike[str] | 
         if x != y:
             raise InputError(f"cannot compare {labels[0]} ({what} {x}) with {labels[1]} ({what} {y})")
     both = [n for n in a.payload.shapes if n in b.payload.shapes]
+    odd = [n for n in both if a.payload.shapes[n] != b.payload.shapes[n]]
+    if odd:
+        sizes = f"{a.payload.shapes[odd[0]]} and {b.payload.shapes[odd[0]]}"
+        raise InputError(f"cannot compare {labels[0]} with {labels[1]}: {odd[0]} is {sizes}, of two base models")
     out: dict[str, Any] = {"pair": labels, "layers of both": len(both)}
     if isinstance(a.payload, Lora) and isinstance(b.payload, Lora):
         return out | _loras(_floats(a.payload), _floats(b.payload), both)

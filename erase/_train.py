@@ -246,8 +246,10 @@ class Session:
 
 
 def main_process() -> bool:
-    """Whether this process writes the files: the first of those that `accelerate launch` started, or the only one."""
-    return bool(PartialState().is_main_process)
+    """Whether this process writes the files: the first of those that `torchrun` or `accelerate launch` started, or the
+    only one.
+    """
+    return bool(PartialState(cpu=not torch.cuda.is_available()).is_main_process)
 
 
 def train(
@@ -442,7 +444,7 @@ class _Journal:
             files.write_tensors(path, trainer.state(), {"checkpoint": json.dumps(note)})
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot write {path}: {error}; make room and go on with --resume") from error
-        for old in checkpoints(self._work)[:-KEPT]:
+        for old in [p for p in checkpoints(self._work) if _step(p) <= step][:-KEPT]:
             old.unlink()
 
     @property
@@ -476,7 +478,7 @@ class _Journal:
         there = checkpoints(self.loop.work) if self.loop.work is not None else []
         if not there:
             return "lower --lr"
-        step = int(there[-1].stem.rpartition("-")[2])
+        step = _step(there[-1])
         return (
             f"the last good checkpoint is step {step} in {self.loop.work}: keep that with --resume --steps {step}, or "
             "start over with --restart and a lower --lr"
@@ -490,6 +492,7 @@ class _Journal:
             tracker.log(dict(logs), step=step)
         if self.loop.work is not None:
             row = {"step": step, **{n: float(f"{v:.6g}") for n, v in logs.items()}, "seconds": round(self.seconds, 2)}
+            row["processes"] = self.session.accelerator.num_processes
             with (self._work / "log.jsonl").open("a") as f:
                 f.write(json.dumps(row) + "\n")
 
@@ -522,6 +525,10 @@ class _Journal:
 def checkpoints(work: Path) -> list[Path]:
     """The checkpoints in a work folder, oldest first."""
     return sorted(work.glob("checkpoint-*.safetensors"))
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
 
 
 def _tracker(name: Track, loop: Loop, identity: Mapping[str, Any]) -> GeneralTracker:

@@ -36,9 +36,9 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     if device in (None, "cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        device = str(PartialState().device)  # of several processes, each has its own
+        device = str(PartialState(cpu=not torch.cuda.is_available()).device)  # each process has its own
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = DTYPES[dtype] if dtype else (torch.float32 if device == "cpu" else torch.float16)
+    kind = DTYPES[dtype] if dtype else (torch.float32 if device.startswith("cpu") else torch.float16)
     where = BUNDLED[name].folder if name in BUNDLED else Path(name)
     if name not in BUNDLED:
         _check(name, where)

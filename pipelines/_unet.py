@@ -184,6 +184,8 @@ class UNetBackbone:
     ) -> tuple[Tensor, Tensor]:
         if len(stop) != len(cond) or not ((stop >= 0) & (stop <= steps)).all():
             raise InputError(f"expected {len(cond)} stops from 0 to {steps}, got {stop.tolist()}")
+        if not 1 <= steps < len(self._alphas):
+            raise InputError(f"sampler-steps: expected 1 to {len(self._alphas) - 1}, got {steps}")
         scheduler = _sampler("ddim", self.pipe.scheduler.config)
         scheduler.set_timesteps(steps, device=self.device)
         stop, x = stop.to(self.device), noise.to(self.device, self.dtype).clone()

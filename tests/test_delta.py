@@ -137,7 +137,7 @@ class TestBesideLoras:
             eraser.attach(sd, force=True)
         fused = {n: (p.detach().clone(), p.requires_grad) for n, p in sd.denoiser.named_parameters()}
         for method in (DENSE, ("esd", {**DENSE[1], "dense": False})):
-            with pytest.raises(InputError, match="cannot train: a LoRA is fused into the weights"):
+            with pytest.raises(InputError, match="cannot erase: a LoRA is fused into the weights"):
                 erase("moon", sd, method=method)
         for n, p in sd.denoiser.named_parameters():
             assert torch.equal(p, fused[n][0])

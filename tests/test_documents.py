@@ -56,7 +56,7 @@ def test_readme_trained_methods(tmp_path, monkeypatch):
         assert words[0] == "erasers"
         again = ["--force"] if "--resume" in words else []
         assert run(*words[1:], *few, *again)[0] == 0, line
-    assert lines[3].startswith("accelerate launch --cpu --num_processes 2 -m erasers.app.cli erase circle --method esd")
+    assert lines[3].startswith("torchrun --standalone --nproc_per_node 2 -m erasers.app.cli erase circle --method esd")
 
 
 def test_links_lead_somewhere():

@@ -101,13 +101,15 @@ def test_two_processes_give_the_same_adapter(tmp_path):
     command = ["-m", "erasers.app.cli", "erase", "moon", "--model", str(tmp_path / "base"), "--method", "esd"]
     command += shlex.split("--steps 4 --batch 5 --sampler-steps 3 --lr 0.01 --validate-every 2")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     one = subprocess.run([sys.executable, *command, "--out", str(tmp_path / "one")], env=env, capture_output=True)
     assert one.returncode == 0, one.stderr.decode()
     two = subprocess.run([*launch, *command, "--out", str(tmp_path / "two")], env=env, capture_output=True)
     assert two.returncode == 0, two.stderr.decode()
     assert two.stdout.decode().count("erased from") == 1, "only one process speaks"
+    rows = [(tmp_path / f"{n}.training/log.jsonl").read_text().splitlines() for n in ("one", "two")]
+    assert [json.loads(r[0])["processes"] for r in rows] == [1, 2]
+    assert [len(r) for r in rows] == [4, 4]
     a, b = (load_file(tmp_path / n / "pytorch_lora_weights.safetensors") for n in ("one", "two"))
     assert a.keys() == b.keys()
     moved = 0.0
