@@ -7,6 +7,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,17 @@ from torch import Tensor
 from ..pipelines import Condition
 from ..prompts import InputError
 from ._finetune import Finetune, Finetuner, flat, pick
+
+CANVAS: Mapping[str, Any] = {
+    "rank": 8,
+    "batch": 16,
+    "lr": 1e-3,
+    "contexts": 6,
+    "images": 128,
+    "guidance": 4.0,
+    "sampler_steps": 12,
+}
+"""What such methods share in their presets for the Canvas pipelines."""
 
 
 @dataclass(frozen=True)

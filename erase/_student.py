@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,10 @@ class Student:
         targets: Mapping[str, object] = backbone.parameters(group) if self._dense else backbone.modules(group)
         if not targets:
             raise InputError(f"{backbone.name} has nothing to train in the group {group!r}")
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(self._restore_flags)
             self._put_in(group, rank, generator)
-        except BaseException:
-            self._restore_flags()
-            raise
+            on_failure.pop_all()
 
     def _put_in(self, group: Group, rank: int, generator: torch.Generator) -> None:
         for p, _ in self._flags:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..pipelines import Backbone, Condition
-from ._images import ImageTrainer, OnImages
+from ._images import CANVAS, ImageTrainer, OnImages
 from ._method import Task
 
 
@@ -24,16 +24,7 @@ class AnchorFinetune(OnImages):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"train": "all", "dense": True, "steps": 600, "batch": 8, "lr": 1e-5},
         "sd": {"rank": 8, "steps": 200, "batch": 8, "lr": 1e-4},
-        "canvas": {
-            "rank": 8,
-            "steps": 200,
-            "batch": 16,
-            "lr": 1e-3,
-            "contexts": 6,
-            "images": 128,
-            "guidance": 4.0,
-            "sampler_steps": 12,
-        },
+        "canvas": {**CANVAS, "steps": 200},
     }
 
     def run(self, backbone: Backbone, task: Task) -> _Trainer:

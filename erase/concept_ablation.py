@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..pipelines import Backbone, Condition
 from ..prompts import InputError, unknown
-from ._images import ImageTrainer, OnImages
+from ._images import CANVAS, ImageTrainer, OnImages
 from ._method import Task
 
 Variant = Literal["model", "noise"]
@@ -36,16 +36,7 @@ class ConceptAblation(OnImages):
         # learning rate 2e-6, multiplied by batch 4 and two GPUs as their scripts do; 1,000 images of 200 prompts
         "paper": {"train": "text-kv", "dense": True, "steps": 100, "batch": 8, "lr": 1.6e-5, "images": 1000},
         "sd": {"train": "text-kv", "rank": 8, "steps": 200, "batch": 8, "lr": 1e-4},
-        "canvas": {
-            "rank": 8,
-            "steps": 200,
-            "batch": 12,
-            "lr": 2e-3,
-            "contexts": 6,
-            "images": 128,
-            "guidance": 4.0,
-            "sampler_steps": 12,
-        },
+        "canvas": {**CANVAS, "steps": 200, "batch": 12, "lr": 2e-3},
     }
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..pipelines import Backbone, Condition
-from ._images import ImageTrainer, OnImages
+from ._images import CANVAS, ImageTrainer, OnImages
 from ._method import Task
 
 
@@ -22,16 +22,7 @@ class GradientAscent(OnImages):
         # no published setting for Stable Diffusion is known to us: SalUn's learning rate and length
         "paper": {"train": "all", "dense": True, "steps": 600, "batch": 8, "lr": 1e-5},
         "sd": {"rank": 8, "steps": 50, "batch": 4, "lr": 1e-4},
-        "canvas": {
-            "rank": 8,
-            "steps": 30,
-            "batch": 16,
-            "lr": 1e-3,
-            "contexts": 6,
-            "images": 128,
-            "guidance": 4.0,
-            "sampler_steps": 12,
-        },
+        "canvas": {**CANVAS, "steps": 30},
     }
 
     def run(self, backbone: Backbone, task: Task) -> _Trainer:

@@ -19,6 +19,12 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
     return wrap(tiny.FAMILIES[request.param](), request.param)
 
 
+@pytest.fixture(params=list(tiny.FAMILIES))
+def small(request: pytest.FixtureRequest) -> Backbone:
+    """Every family but Canvas, freshly built: for formulas, where a trained pipeline adds nothing."""
+    return wrap(tiny.FAMILIES[request.param](), request.param)
+
+
 @pytest.fixture
 def sd() -> Backbone:
     return wrap(tiny.sd(), "tiny-sd")

@@ -345,9 +345,11 @@ class TestTheTrap:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             sd.pipe.disable_lora()
-            output(sd)
+            bare = output(sd)
+            assert not handle.is_active()
             sd.pipe.enable_lora()
-            output(sd)
+            assert not torch.equal(output(sd), bare)
+            assert handle.is_active()
         handle.detach()
 
     def test_no_hook_is_left(self, sd):

@@ -80,9 +80,8 @@ def compare(backbone, method, settings, want):
 
 
 @pytest.mark.parametrize("host", [None, "star"])
-def test_esd_step(backbone, host):
-    if backbone.name == "canvas-sd":
-        pytest.skip("the tiny families are enough")
+def test_esd_step(small, host):
+    backbone = small
     other = copy.deepcopy(backbone)  # the student is a second network here
     rng = step_generator(7, 0)
     prompt, stop = torch.randint(1, (4,), generator=rng), torch.randint(3, (4,), generator=rng)
@@ -108,9 +107,8 @@ def test_esd_step(backbone, host):
     ],
     ids=["ablation-model", "ablation-noise", "ascent", "finetune"],
 )
-def test_steps_on_images(backbone, method, settings):
-    if backbone.name == "canvas-sd":
-        pytest.skip("the tiny families are enough")
+def test_steps_on_images(small, method, settings):
+    backbone = small
     other = copy.deepcopy(backbone)
     rng = step_generator(7, -1 % 1_000_003)
     prompt = torch.randint(1, (3,), generator=rng)
