@@ -42,13 +42,24 @@ class ESD(Finetune):
     pool: int = field(
         default=0,
         metadata={
-            "help": "partially denoised latents drawn once, before training, by the teacher; 0, as published, draws "
-            "new ones in every step"
+            "help": "partially denoised latents drawn before training and used again and again; 0, as published, has "
+            "the student draw new ones in every step"
         },
+    )
+    refresh: int = field(
+        default=0, metadata={"help": "steps after which the student draws half of the pool again (0: never)"}
     )
     keep: float = field(
         default=0.0,
         metadata={"help": "weight of staying with the teacher on preserved prompts; 0, as published, is off"},
+    )
+    relative: float = field(
+        default=0.0,
+        metadata={
+            "help": "weigh each latent's error by the concept's own pull there, |e_concept - e_null|^2, to minus this "
+            "power: at 1 early times, where little moves and much is decided, count as much as late ones; 0, as "
+            "published, weighs all alike"
+        },
     )
 
     paper: ClassVar[str] = "arXiv 2303.07345"
@@ -75,8 +86,14 @@ class ESD(Finetune):
             raise InputError(f"eta: expected a number above 0, got {self.eta}")
         if not 0 <= self.keep < float("inf"):
             raise InputError(f"keep: expected a number of at least 0, got {self.keep}")
+        if not 0 <= self.relative <= 1:
+            raise InputError(f"relative: expected a number from 0 to 1, got {self.relative}")
         if not self.pool >= 0:
             raise InputError(f"pool: expected a number of at least 0, got {self.pool}")
+        if not self.refresh >= 0:
+            raise InputError(f"refresh: expected a number of at least 0, got {self.refresh}")
+        if self.refresh and not self.pool:
+            raise InputError("refresh: there is no pool to draw again; say how large with --pool")
         if not self.sampler_steps >= 1:
             raise InputError(f"sampler-steps: expected at least 1, got {self.sampler_steps}")
 
@@ -99,11 +116,22 @@ class _Trainer(Finetuner):
         self.pool: dict[str, Tensor] = {}
 
     def setup(self, rng: torch.Generator) -> None:
-        size, chunk = self.settings.pool, max(self.settings.batch, 1)
-        draws = self._fresh(size, rng)
+        self.pool = self._looks(self.settings.pool, rng)
+
+    def step(self, k: int, rng: torch.Generator) -> Mapping[str, float]:
+        s = self.settings
+        if s.refresh and k and k % s.refresh == 0:
+            stay = s.pool // 2
+            new = self._looks(s.pool - stay, rng)
+            self.pool = {n: torch.cat([v[:stay], new[n]]) for n, v in self.pool.items()}
+        return super().step(k, rng)
+
+    def _looks(self, size: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """So many latents, looked at in batches."""
+        draws, chunk = self._fresh(size, rng), max(self.settings.batch, 1)
         with self.session.autocast():
             parts = [self._look({k: v[i : i + chunk] for k, v in draws.items()}) for i in range(0, size, chunk)]
-        self.pool = {k: torch.cat([p[k] for p in parts]) for k in (parts[0] if parts else ())}
+        return {k: torch.cat([p[k] for p in parts]) for k in (parts[0] if parts else ())}
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {f"pool/{k}": v for k, v in self.pool.items()}
@@ -114,11 +142,10 @@ class _Trainer(Finetuner):
         self.pool = {k: v.to(self.backbone.device) for k, v in pool.items()}
 
     def _fresh(self, n: int, rng: torch.Generator) -> dict[str, Tensor]:
-        prompts = {"prompt": len(self.concept), "kept": len(self.kept)}
-        draws = {}
+        prompts, draws = {"prompt": len(self.concept), "kept": len(self.kept)}, dict[str, Tensor]()
+        stop = pick(n, self.settings.sampler_steps, rng)  # the same for what goes and what stays: they share a weight
         for name in ("prompt", "kept") if self.settings.keep else ("prompt",):
-            draws[name] = pick(n, prompts[name], rng)
-            draws[f"{name} stop"] = pick(n, self.settings.sampler_steps, rng)
+            draws |= {name: pick(n, prompts[name], rng), f"{name} stop": stop}
             draws[f"{name} noise"] = torch.randn(n, *self.backbone.latent_shape, generator=rng)
         return draws
 
@@ -129,21 +156,26 @@ class _Trainer(Finetuner):
 
     @torch.no_grad()
     def _look(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Latents on the way to the concept, and what the student should answer there; likewise for what is kept."""
+        """Latents on the student's own way to the concept and what it should answer there; likewise for the kept."""
         n = len(draws["prompt"])
         concept, null = self.concept[draws["prompt"]], self.null[[0] * n]
         host = concept if self.host is None else self.host[[0] * n]
         asked = concept + null if self.host is None else concept + null + host
-        with self.student.teacher():
+        with self.student.on():
             x, t = self._walk(host, draws, "prompt")
+            ways = (x, t, *self._walk(self.kept[draws["kept"]], draws, "kept")) if self.settings.keep else (x, t)
+        with self.student.teacher():
             m = len(asked) // n
             out = self.backbone.denoise(x.repeat(m, *[1] * (x.ndim - 1)), t.repeat(m), asked).float().split(n)
             target = away(out[-1], out[0], out[1], self.settings.eta)
             seen = {"x": x, "t": t, "prompt": draws["prompt"], "target": target}
+            if self.settings.relative:
+                seen["weight"] = (out[0] - out[1]).square().flatten(1).mean(1).clamp(
+                    min=1e-6
+                ) ** -self.settings.relative
             if self.settings.keep:
-                kept = self.kept[draws["kept"]]
-                x, t = self._walk(kept, draws, "kept")
-                stay = self.backbone.denoise(x, t, kept).float()
+                *_, x, t = ways
+                stay = self.backbone.denoise(x, t, self.kept[draws["kept"]]).float()
                 seen |= {"kept": draws["kept"], "kept x": x, "kept t": t, "stay": stay}
         return seen
 
@@ -162,5 +194,7 @@ class _Trainer(Finetuner):
             asked = asked + self.kept[seen["kept"]]
         with self.student.on():
             out = self.backbone.denoise(x, t, asked).float()
-        loss = (out[:n] - seen["target"]).square().mean()
-        return loss + s.keep * (out[n:] - seen["stay"]).square().mean() if s.keep else loss
+        error = (out[:n] - seen["target"]).square().flatten(1).mean(1)
+        if s.keep:
+            error = error + s.keep * (out[n:] - seen["stay"]).square().flatten(1).mean(1)
+        return (error * seen["weight"]).mean() if s.relative else error.mean()
