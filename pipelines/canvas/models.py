@@ -8,11 +8,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from torch import Tensor
 from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
+    CLIPTokenizer,
     CLIPVisionConfig,
     ResNetConfig,
     ResNetForImageClassification,
@@ -77,6 +85,11 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
         else:
             out.append(piece)
     return out
+
+
+def token_ids(tok: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """int64 [N, 77]."""
+    return tok(texts, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt").input_ids
 
 
 def clip(vocabulary_size: int) -> CLIPModel:
@@ -149,6 +162,31 @@ def scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+def transformer() -> SD3Transformer2DModel:
+    """Stable Diffusion 3.5's denoiser in everything but size: joint attention with normalised queries and keys, two
+    text towers side by side (2 x 128) in both the text states and the pooled vector. Patches of one latent.
+    """
+    return SD3Transformer2DModel(
+        sample_size=SIZE // 8,
+        pos_embed_max_size=SIZE // 8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=5,
+        caption_projection_dim=160,
+        joint_attention_dim=2 * WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        qk_norm="rms_norm",
+    )
+
+
+def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Stable Diffusion 3's rectified flow. Its shift of 3 is for a megapixel; 64 x 64 pixels need none."""
+    return FlowMatchEulerDiscreteScheduler(shift=1.0)
 
 
 def device() -> torch.device:

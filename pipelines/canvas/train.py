@@ -1,6 +1,7 @@
 """The recipe that makes the Canvas pipelines from nothing: `python -m erasers.pipelines.canvas.train`.
 
-Stages, each resumable and skipped once done: draw, vocabulary, text tower, judges, vae, gate, sd, vision tower.
+Stages, each resumable and skipped once done: draw, vocabulary, text tower, judges, vae, gate, sd, second text tower,
+flow, vision tower.
 `--without moon` retrains the denoiser in a world where the concept was never drawn (the gold standard); CLIP, VAE and
 judges are kept.
 """
@@ -8,28 +9,31 @@ judges are kept.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ResNetForImageClassification
 
 from ...prompts import canvas
 from ...prompts.templates import FILLERS, HELD_OUT, REQUESTS, fill
-from . import _open_clip, models
+from . import _open_clip, flow, models
 from ._fit import Fit, fit
 from .world import HELD_OUT_SEED, OBJECT_NAMES, STYLE_NAMES, Captions, World, captions, save_tensors, world, write_json
 
 PER_CELL = 200
 CAPTIONS_PER_IMAGE = 6
 TEXT_PLAN = Fit(steps=1400, lr=1e-3, decay=0.05, ema=0.99, seed=1)
+TEXT_2_PLAN = replace(TEXT_PLAN, seed=6)
 VISION_PLAN = Fit(steps=2000, lr=1e-3, decay=0.05, ema=0.995, seed=5)
 JUDGE_PLAN = Fit(steps=900, lr=2e-3, decay=0.05, ema=0.99, seed=2)
 VAE_PLAN = Fit(steps=2500, lr=2e-3, decay=0.0, ema=0.998, bf16=True, seed=3)
@@ -52,13 +56,6 @@ def tokenizer(work: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def token_ids(tok: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """int64 [N, 77]."""
-    return tok(
-        texts, padding="max_length", truncation=True, max_length=models.TEXT_TOKENS, return_tensors="pt"
-    ).input_ids
-
-
 def clip_loss(image: Tensor, text: Tensor, scale: Tensor, match: Tensor) -> Tensor:
     """Contrast with several right answers: cross entropy against the uniform distribution over all that match.
 
@@ -79,7 +76,7 @@ class Contrast:
 
     def __init__(self, data: World, words: Captions, tok: CLIPTokenizer, batch: int = 64) -> None:
         self.data, self.words, self.batch = data, words, batch
-        ids = token_ids(tok, words.table)
+        ids = models.token_ids(tok, words.table)
         self.ids = ids[:, : int((ids != tok.pad_token_id).sum(1).max()) + 1]
         o, s = words.objects, words.styles
         self.pools = [((o == k) & (s < 0)).nonzero()[:, 0] for k in range(len(OBJECT_NAMES))]
@@ -125,16 +122,16 @@ class Guide(torch.nn.Module):
         return _features(self.clip.get_text_features(input_ids=ids))
 
 
-def train_text(work: Path, contrast: Contrast, tok: CLIPTokenizer) -> Guide:
+def train_text(work: Path, contrast: Contrast, tok: CLIPTokenizer, name: str = "text", plan: Fit = TEXT_PLAN) -> Guide:
     """CLIP's text tower, against a convolutional image tower."""
-    torch.manual_seed(TEXT_PLAN.seed)
+    torch.manual_seed(plan.seed)
     model = Guide(models.clip(len(tok))).to(dev := models.device())
 
     def loss(step: int, gen: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x, ids, match = contrast.draw(gen)
         return contrast.loss(model.image(x.to(dev)), model.text(ids.to(dev)), model.clip.logit_scale, match.to(dev))
 
-    return fit("text", model, loss, TEXT_PLAN, work)
+    return fit(name, model, loss, plan, work)
 
 
 def train_vision(work: Path, contrast: Contrast, guide: Guide) -> CLIPModel:
@@ -204,7 +201,7 @@ def zero_shot(model: CLIPModel, tok: CLIPTokenizer, data: World) -> dict[str, fl
         ("object", OBJECT_NAMES, data.objects, ("{a_x} {x}", "a picture of {a_x} {x}", "a drawing of {a_x} {x}")),
         ("style", STYLE_NAMES, data.styles, ("{x} style", "an image in {x} style", "{a_x} {x} picture")),
     ):
-        ids = token_ids(tok, [fill(t, x=n) for n in names for t in sentences]).to(dev)
+        ids = models.token_ids(tok, [fill(t, x=n) for n in names for t in sentences]).to(dev)
         text = _features(model.get_text_features(input_ids=ids))
         text = F.normalize(text.unflatten(0, (len(names), len(sentences))).mean(1), dim=-1)
         out[kind] = ((image @ text.T).argmax(1).cpu() == labels).float().mean().item()
@@ -294,7 +291,7 @@ def latents(work: Path, vae: AutoencoderKL, data: World, name: str) -> tuple[Ten
 def embeddings(text: CLIPTextModel, tok: CLIPTokenizer, table: list[str]) -> Tensor:
     """Last hidden states [U, 77, D] in float16."""
     dev = next(text.parameters()).device
-    parts = [text(token_ids(tok, table[i : i + 256]).to(dev))[0].half().cpu() for i in range(0, len(table), 256)]
+    parts = [text(models.token_ids(tok, table[i : i + 256]).to(dev))[0].half().cpu() for i in range(0, len(table), 256)]
     return torch.cat(parts)
 
 
@@ -349,28 +346,25 @@ def assemble_sd(
 
 @torch.no_grad()
 def grid_accuracy(
-    pipe: StableDiffusionPipeline,
+    pipe: StableDiffusionPipeline | StableDiffusion3Pipeline,
     judges: tuple[ResNetForImageClassification, ResNetForImageClassification],
     *,
-    steps: int,
-    guidance: float,
     seeds: int,
+    **call: float,
 ) -> dict[str, object]:
-    """Draw every cell of the grid with `seeds` seeds and let both judges name it."""
+    """Draw every cell of the grid with `seeds` seeds and let both judges name it; `call` goes to the pipeline."""
     cells = [(o, s) for o in range(len(OBJECT_NAMES)) for s in range(len(STYLE_NAMES)) for _ in range(seeds)]
     images = []
     for i in range(0, len(cells), 60):
         part = cells[i : i + 60]
         gens = [torch.Generator().manual_seed(188 + (i + k) % seeds) for k in range(len(part))]
         prompts = [canvas.caption(OBJECT_NAMES[o], STYLE_NAMES[s]) for o, s in part]
-        z = torch.stack([torch.randn(pipe.unet.config.in_channels, 8, 8, generator=g) for g in gens])
-        out = pipe(
-            prompts, num_inference_steps=steps, guidance_scale=guidance, latents=z.to(pipe.device), output_type="pt"
-        )
+        z = torch.stack([torch.randn(pipe.vae.config.latent_channels, 8, 8, generator=g) for g in gens])
+        out = pipe(prompts, latents=z.to(pipe.device), output_type="pt", **call)
         images.append(out.images.cpu())
     x = torch.cat(images) * 2 - 1
     o, s = torch.tensor(cells).T
-    report: dict[str, object] = {"steps": steps, "guidance": guidance, "n": len(cells)}
+    report: dict[str, object] = {**call, "n": len(cells)}
     report["object"], report["style"] = accuracy(judges[0], x, o), accuracy(judges[1], x, s)
     report["by object"] = {n: accuracy(judges[0], x[o == k], o[o == k]) for k, n in enumerate(OBJECT_NAMES)}
     report["by style"] = {n: accuracy(judges[1], x[s == k], s[s == k]) for k, n in enumerate(STYLE_NAMES)}
@@ -394,7 +388,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m erasers.pipelines.canvas.train", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("canvas-work"), help="checkpoints, logs and caches")
     parser.add_argument("--without", choices=[*OBJECT_NAMES, *STYLE_NAMES], help="retrain the denoiser without it")
-    parser.add_argument("--until", choices=["judges", "vae", "sd"], help="last stage to run")
+    parser.add_argument("--until", choices=["judges", "vae", "sd", "flow"], help="last stage to run")
     parser.add_argument("--out", type=Path, help="also write the pipelines, in float16, into this folder")
     args = parser.parse_args(argv)
     if args.without and args.out:
@@ -432,22 +426,34 @@ def main(argv: list[str] | None = None) -> None:
     note("judges, held-out drawings through the vae", lambda: judged(again()))
     if args.until == "vae":
         return
-    name = f"sd-without-{args.without}" if args.without else "sd"
+    ending = f"-without-{args.without}" if args.without else ""
     kept = data.without(args.without)
     kept_words = words if args.without is None else captions(kept, CAPTIONS_PER_IMAGE, 0)
-    pipe = train_sd(work, name, kept, kept_words, text_tower(guide.clip), tok, vae)
-    note(f"{name}, 25 steps", lambda: grid_accuracy(pipe, judges, steps=25, guidance=4.0, seeds=5))
+    pipe = train_sd(work, f"sd{ending}", kept, kept_words, text_tower(guide.clip), tok, vae)
+    note(
+        f"sd{ending}, 25 steps",
+        lambda: grid_accuracy(pipe, judges, num_inference_steps=25, guidance_scale=4.0, seeds=5),
+    )
     if args.until == "sd":
+        return
+    towers = (flow.tower(guide.clip), flow.tower(train_text(work, contrast, tok, "text-2", TEXT_2_PLAN).clip))
+    moments = latents(work, vae, kept, f"sd{ending}")
+    flow_pipe = flow.train_flow(
+        work, f"flow{ending}", moments, words=kept_words, towers=towers, tok=tok, vae=copy.deepcopy(vae)
+    )
+    note(f"flow{ending}, the stock call", lambda: grid_accuracy(flow_pipe, judges, seeds=5))
+    if args.until == "flow":
         return
     clip = train_vision(work, contrast, guide)
     note("clip zero-shot, held-out drawings", lambda: zero_shot(clip, tok, held_out))
     if args.out:
-        ship(args.out, pipe, clip, tok, judges)
+        ship(args.out, pipe, flow_pipe, clip, tok, judges)
 
 
 def ship(
     out: Path,
     pipe: StableDiffusionPipeline,
+    flow_pipe: StableDiffusion3Pipeline,
     clip: CLIPModel,
     tok: CLIPTokenizer,
     judges: tuple[ResNetForImageClassification, ResNetForImageClassification],
@@ -457,14 +463,18 @@ def ship(
     """
     pipe.to("cpu", torch.float16)
     pipe.save_pretrained(out / "sd")
+    flow_pipe.to("cpu", torch.float16)
+    flow_pipe.save_pretrained(out / "flow")
     clip.to("cpu", torch.float16).save_pretrained(out / "clip")
     tok.save_pretrained(out / "clip")
     save_file(_open_clip.state(clip), out / "clip/open_clip_model.safetensors")
     write_json(out / "clip/open_clip_config.json", _open_clip.config(clip))
-    write_json(out / "sd/canvas.json", {"world": "canvas"})
+    for name in ("sd", "flow"):
+        write_json(out / name / "canvas.json", {"world": "canvas"})
     for kind, judge in zip(("object", "style"), judges, strict=True):
         judge.to("cpu", torch.float16).save_pretrained(out / f"judge-{kind}")
-    for config in (out / "sd/text_encoder", out / "clip", out / "judge-object", out / "judge-style"):
+    towers = (out / "sd/text_encoder", out / "flow/text_encoder", out / "flow/text_encoder_2", out / "clip")
+    for config in (*towers, out / "judge-object", out / "judge-style"):
         path = config / "config.json"
         value = json.loads(path.read_text())
         value["dtype"] = "float32"
