@@ -50,27 +50,63 @@ Preserved explicitly: {preserve}. Made with {versions}.
 """
 
 
-PLAIN = {
-    "lora": """In any diffusers app, without `erasers`:
+LOADER = """In any diffusers app, without `erasers`:
 
 ```python
 pipe.load_lora_weights("this-folder", adapter_name="eraser")
 ```
 
-Loading a second LoRA switches this one off until `pipe.set_adapters(["eraser", "the-other"])`.
-`eraser_kohya.safetensors` holds the same update for ComfyUI and A1111.""",
-    "delta": """`delta.safetensors` holds new values for some of the weights, which diffusers has no loader for. Make a
+Loading a second LoRA switches this one off until `pipe.set_adapters(["eraser", "the-other"])`."""
+
+KOHYA = """
+`eraser_kohya.safetensors` holds the same update for ComfyUI and A1111."""
+
+COMFY = """
+ComfyUI reads the same file."""
+
+NO_LOADER = """This family's pipelines have no `load_lora_weights`. Without `erasers`, by PEFT itself:
+
+```python
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+state = load_file("this-folder/pytorch_lora_weights.safetensors")
+state = {k.removeprefix("transformer."): v for k, v in state.items()}
+names = sorted({k.rpartition(".lora_")[0] for k in state})
+rank = len(state[names[0] + ".lora_A.weight"])
+config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+inject_adapter_in_model(config, pipe.transformer, "eraser")
+set_peft_model_state_dict(pipe.transformer, state, adapter_name="eraser")
+```"""
+
+DELTA = """`delta.safetensors` holds new values for some of the weights, which diffusers has no loader for. Make a
 component of it once, for any diffusers app without `erasers`:
 
 ```sh
-erasers export this-folder --to component --model {base} --out erased-unet
+erasers export this-folder --to component --model {base} --out erased-{component}
 ```
 
 ```python
-unet = UNet2DConditionModel.from_pretrained("erased-unet")
-pipe = DiffusionPipeline.from_pretrained("{base}", unet=unet)
-```""",
-}
+from diffusers import AutoModel, DiffusionPipeline
+
+part = AutoModel.from_pretrained("erased-{component}")
+pipe = DiffusionPipeline.from_pretrained("{base}", {component}=part)
+```"""
+
+COMFY_FAMILIES = ("sd3", "flux", "flux-cfg", "aura-flow", "qwen-image", "z-image")
+"""Whose PEFT keys ComfyUI reads as they are."""
+
+
+def _plain(recipe: Recipe) -> str:
+    """How to load it without this package."""
+    component = recipe.base["component"]
+    if recipe.kind == "delta":
+        return DELTA.replace("{base}", recipe.base["id"]).replace("{component}", component)
+    if recipe.family.startswith("pixart"):
+        return NO_LOADER
+    return LOADER + (KOHYA if component == "unet" else COMFY if recipe.family in COMFY_FAMILIES else "")
+
+
 TAGS = {"lora": ["lora", "template:sd-lora"], "delta": []}
 
 
@@ -96,7 +132,7 @@ def card(recipe: Recipe) -> str:
         method=recipe.method,
         seed=recipe.seed,
         rows="\n".join(rows),
-        plain=PLAIN[recipe.kind].replace("{base}", base),
+        plain=_plain(recipe),
         settings="\n".join(f"- `{k}`: {v}" for k, v in recipe.settings.items()),
         preserve=", ".join(recipe.preserve) or "nothing",
         versions=", ".join(f"{k} {v}" for k, v in recipe.versions.items()),

@@ -159,7 +159,7 @@ def erase(
         family=backbone.family,
         base={
             "id": backbone.name,
-            "component": "unet",
+            "component": backbone.component,
             "fingerprint": edited,
         },
         concepts=[{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()} for c in wanted],

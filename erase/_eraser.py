@@ -329,8 +329,7 @@ def _download(name: str) -> Path:
 def _verify(folder: Path, backbone: Backbone) -> None:
     """Load the written folder with diffusers' own loader, look for every pair, and compare the network's output."""
     eraser = Eraser.from_pretrained(folder)
-    c, *_ = backbone.latent_shape
-    x = torch.randn(1, c, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     t, cond = torch.tensor([500]), backbone.encode([eraser.recipe.names[0]])
     before = backbone.denoise(x, t, cond)
     with eraser.attached(backbone, 1.0):

@@ -55,7 +55,8 @@ class Lora:
 
     def write(self, folder: Path, header: Mapping[str, str]) -> None:
         files.write_tensors(folder / files.LORA_FILE, files.peft_keys(self.factors), header)
-        files.write_tensors(folder / files.KOHYA_FILE, files.kohya_keys(self.factors), header)
+        if files.has_kohya(self.factors):
+            files.write_tensors(folder / files.KOHYA_FILE, files.kohya_keys(self.factors), header)
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, Mapping[str, str]]:

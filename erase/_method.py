@@ -94,12 +94,14 @@ def settings_of(tool: Method) -> dict[str, Any]:
 
 
 def configure(name: str, preset: str, settings: Mapping[str, Any]) -> Method:
-    """A method with a preset's settings, changed by the user's own.
+    """A method with a preset's settings, changed by the user's own. A preset "canvas-flow" is "canvas" where the method
+    has none of that name.
 
     Raises:
         InputError: unknown method, preset or setting, or a value the method refuses.
     """
     cls = find(name)
+    preset = preset if preset in cls.presets else preset.partition("-")[0]
     if preset not in cls.presets:
         raise unknown(f"preset of {name}", preset, cls.presets)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]

@@ -24,17 +24,18 @@ def contexts(concept: Concept, n: int, name: str | None = None) -> list[str]:
     return [fill(t, x=word) if word else "" for t in templates[:n]]
 
 
-def span(ids: Tensor, word: Tensor) -> range:
-    """Where the tokens of a word stand in a text, its last occurrence.
+def span(ids: Tensor, spellings: Sequence[Sequence[int]]) -> range:
+    """Where the tokens of a name stand in a text, its last occurrence; of several spellings the first that is found.
 
     Raises:
         InputError: they do not stand there.
     """
-    text, part = ids.tolist(), word.tolist()
-    for start in range(len(text) - len(part), -1, -1):
-        if text[start : start + len(part)] == part:
-            return range(start, start + len(part))
-    raise InputError(f"the tokenizer does not find {part} in {text}: write the concept as a separate word")
+    text = ids.tolist()
+    for part in map(list, spellings):
+        for start in range(len(text) - len(part), -1, -1):
+            if part and text[start : start + len(part)] == part:
+                return range(start, start + len(part))
+    raise InputError(f"the tokenizer does not find {spellings[-1]} in {text}: write the concept as a separate word")
 
 
 def pair(concept: range, anchor: range, ends: tuple[int, int], tokens: Tokens) -> list[tuple[int, int]]:
@@ -55,7 +56,8 @@ def pair(concept: range, anchor: range, ends: tuple[int, int], tokens: Tokens) -
 def edited(
     backbone: Backbone, concepts: Sequence[Concept], tokens: Tokens, n: int, synonyms: bool
 ) -> tuple[Tensor, Tensor]:
-    """States to edit C and the states they should act like A*, both [d, k]; repeated pairs are kept once.
+    """States to edit C and the states they should act like A*, both [d, k]; repeated pairs are kept once. Where several
+    text encoders feed the same layer, those of each.
 
     A concept with an empty anchor is sent to the end-of-text state of the empty prompt.
     """
@@ -66,32 +68,28 @@ def edited(
         for text, other in zip(contexts(concept, n, name), contexts(concept, n, concept.anchor), strict=True)
     ]
     texts = list(dict.fromkeys([t for job in jobs for t in job[2:]] + [w for job in jobs for w in job[:2] if w] + [""]))
-    seen = dict(zip(texts, backbone.text_states(texts), strict=True))
-    padded = _padded(backbone, texts) if tokens == "all" else {t: s for t, (_, s) in seen.items()}
-    nothing = seen[""][1][-1]
+    streams = backbone.text_states(texts)
+    whole = backbone.text_states(texts, padded=True) if tokens == "all" else streams
     columns: list[tuple[Tensor, Tensor]] = []
-    for name, anchor, text, other in jobs:
-        here = span(seen[text][0], seen[name][0][1:-1])
-        if anchor:
-            there = span(seen[other][0], seen[anchor][0][1:-1])
-            ends = (len(padded[text]), len(padded[other]))
-            columns += [(padded[text][i], padded[other][j]) for i, j in pair(here, there, ends, tokens)]
-        else:
-            where = pair(here, range(1), (len(padded[text]), 1), tokens)
-            columns += [(padded[text][i], nothing) for i, _ in where]
+    for stream, full in zip(streams, whole, strict=True):
+        seen, padded = dict(zip(texts, stream, strict=True)), dict(zip(texts, full.states, strict=True))
+        nothing = seen[""][1][-1]
+        for name, anchor, text, other in jobs:
+            here = span(seen[text][0], stream.spell(name))
+            if anchor:
+                there = span(seen[other][0], stream.spell(anchor))
+                ends = (len(padded[text]), len(padded[other]))
+                columns += [(padded[text][i], padded[other][j]) for i, j in pair(here, there, ends, tokens)]
+            else:
+                where = pair(here, range(1), (len(padded[text]), 1), tokens)
+                columns += [(padded[text][i], nothing) for i, _ in where]
     both = torch.stack([torch.cat(c) for c in columns]).float()
     c, a = both.unique(dim=0).T.chunk(2)
     return c, a
 
 
-def _padded(backbone: Backbone, texts: list[str]) -> dict[str, Tensor]:
-    states = backbone.encode(texts).kwargs["encoder_hidden_states"]
-    return dict(zip(texts, states, strict=True))
-
-
 def preserved(backbone: Backbone, task: Task, n: int) -> Tensor:
     """States to preserve [d, m]: every token of the preserved names' sentences, and the whole empty prompt."""
-    empty = backbone.encode([""]).kwargs["encoder_hidden_states"][0].float()
     texts = [s for concept in task.preserve for name in concept.names for s in contexts(concept, n, name)]
-    parts = [s.float() for _, s in backbone.text_states(texts)] if texts else []
-    return torch.cat([empty, *parts]).unique(dim=0).T
+    streams = [*backbone.text_states([""], padded=True), *(backbone.text_states(texts) if texts else ())]
+    return torch.cat([s.float() for stream in streams for s in stream.states]).unique(dim=0).T

@@ -23,8 +23,6 @@ from ._lora import Factors
 from ._method import Task
 from ._tokens import Tokens, contexts, edited, preserved
 
-POOLED = "unet.add_embedding.linear_1"
-
 
 def directions(
     c: Tensor, anchor: Tensor, p: Tensor, *, scales: tuple[float, float], ridge: float
@@ -58,7 +56,13 @@ def directions(
 
 @dataclass(frozen=True)
 class UCE:
-    """Closed-form erasure on cross-attention keys and values (and, for SDXL, the pooled path)."""
+    """Closed-form erasure on the projections that act on the prompt, and on the pooled path where there is one.
+
+    With cross-attention these are all keys and values, and the edit is the paper's. With joint attention it is the one
+    projection through which the prompt enters (`context_embedder`): what the text tokens make of the prompt in later
+    layers follows from it, but states of the prompt's other tokens, which have read the concept in the text encoder,
+    are not edited unless `tokens` says so.
+    """
 
     tokens: Tokens = field(
         default="last",
@@ -70,7 +74,8 @@ class UCE:
     contexts: int = field(default=1, metadata={"help": "sentences in which each name is edited (1 = the bare name)"})
     synonyms: bool = field(default=True, metadata={"help": "erase the concept's known synonyms too"})
     pooled: bool = field(
-        default=True, metadata={"help": "SDXL: edit the pooled text path as well, which leaks otherwise"}
+        default=True,
+        metadata={"help": "edit the pooled text path as well (SDXL, SD3 and others), which leaks otherwise"},
     )
 
     paper: ClassVar[str] = "arXiv 2308.14761"
@@ -93,23 +98,23 @@ class UCE:
 
     @torch.no_grad()
     def run(self, backbone: Backbone, task: Task) -> Factors:
-        """A LoRA on every "text-kv" Linear, exact up to float32 rounding."""
+        """A LoRA on every "text-in" Linear, exact up to float32 rounding."""
         c, anchor = edited(backbone, task.concepts, self.tokens, self.contexts, self.synonyms)
         p = preserved(backbone, task, self.contexts)
         scales = (self.erase_scale, self.preserve_scale)
         d, a = directions(c, anchor, p, scales=scales, ridge=self.ridge)
-        layers = backbone.modules("text-kv")
+        layers = backbone.modules("text-in")
         factors = {n: (a.clone(), m.weight.float() @ d) for n, m in layers.items()}
-        if self.pooled and (linear := backbone.modules("all").get(POOLED)) is not None:
-            d, a = self._pooled(backbone, task, scales)
-            factors[POOLED] = (a, linear.weight.float() @ d)
+        if self.pooled and backbone.pooled is not None:
+            d, a = self._pooled(backbone, backbone.pooled, task, scales)
+            factors[backbone.pooled] = (a, backbone.modules("all")[backbone.pooled].weight.float() @ d)
         return factors
 
-    def _pooled(self, backbone: Backbone, task: Task, scales: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """The same closed form on what enters SDXL's `add_embedding.linear_1`: one pooled vector a sentence."""
+    def _pooled(self, backbone: Backbone, layer: str, task: Task, scales: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """The same closed form on what enters the layer that reads the pooled text vector: one vector a sentence."""
 
         def states(texts: list[str]) -> Tensor:
-            return backbone.inputs(POOLED, backbone.encode(texts)).float().T
+            return backbone.inputs(layer, backbone.encode(texts)).float().T
 
         pairs = [pair for concept in task.concepts for pair in _sentences(concept, self.contexts, self.synonyms)]
         c, anchor = states([x for x, _ in pairs]), states([y for _, y in pairs])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from contextvars import ContextVar
 
 import torch
 from diffusers import DiffusionPipeline
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -75,7 +77,10 @@ def plug(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor], name: str) -> S
     before = _state(roots)
     flags = [(p, p.requires_grad) for root in roots for p in root.parameters()]
     with quiet():  # diffusers warns that a component has no keys, which is no fault
-        pipe.load_lora_weights(dict(tensors), adapter_name=name)
+        if hasattr(pipe, "load_lora_weights"):
+            pipe.load_lora_weights(dict(tensors), adapter_name=name)
+        else:
+            _inject(pipe, tensors, name)
     for p, flag in flags:
         p.requires_grad_(flag)  # PEFT freezes the base
     mine = {m for m in layers(*roots) if name in getattr(m, "scaling", {})}
@@ -94,6 +99,40 @@ def plug(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor], name: str) -> S
     return before
 
 
+def _inject(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor], name: str) -> None:
+    """What `load_lora_weights` does, for families whose pipelines have none (PixArt)."""
+    for part, root in _parts(pipe):
+        mine = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+        paths = sorted({k.rpartition(".lora_")[0] for k in mine} & {n for n, _ in root.named_modules()})
+        if paths:
+            rank = len(mine[f"{paths[0]}.lora_A.weight"])
+            exactly = "|".join(re.escape(p) for p in paths)
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({exactly})"), root, name)
+            set_peft_model_state_dict(root, mine, adapter_name=name)
+
+
+def _remove(pipe: DiffusionPipeline, name: str) -> None:
+    """Take an adapter out, and with the last one the layers that PEFT put in."""
+    if hasattr(pipe, "delete_adapters"):
+        pipe.delete_adapters([name])
+        return
+    for m in layers(*components(pipe)):
+        if name in getattr(m, "scaling", {}):
+            m.delete_adapter(name)
+
+
+def _clear(pipe: DiffusionPipeline) -> None:
+    """Take every adapter out: the layers are the original ones."""
+    if hasattr(pipe, "unload_lora_weights"):
+        pipe.unload_lora_weights()
+        return
+    for root in components(pipe):
+        for path, m in list(root.named_modules()):
+            if isinstance(m, BaseTunerLayer):
+                root.set_submodule(path, m.get_base_layer())
+        vars(root).pop("peft_config", None)
+
+
 def unplug(pipe: DiffusionPipeline, name: str, before: State) -> None:
     """Take an adapter out and leave the others as they are; with the last one gone the layers are the original ones.
 
@@ -105,9 +144,9 @@ def unplug(pipe: DiffusionPipeline, name: str, before: State) -> None:
     if any(name in m.merged_adapters for m in now):
         raise InputError(f"{name!r} is fused into the weights: call pipe.unfuse_lora() first, then detach it")
     if not {n for m in now for n in getattr(m, "scaling", {})} - {name}:
-        pipe.unload_lora_weights()
+        _clear(pipe)
         return
-    pipe.delete_adapters([name])
+    _remove(pipe, name)
     for m in layers(*roots):
         off, names = now.get(m, (False, []))
         was_off, were = before.get(m, (off, names))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-Group = Literal["text-kv", "cross", "self", "not-cross", "all", "text-encoder"]
-"""Parts of a network: keys and values of cross-attention, all of cross-attention, self-attention, everything but
-cross-attention, the whole denoiser; or the text encoders."""
+from ..prompts import InputError
+
+Group = Literal["text-in", "text-kv", "cross", "self", "not-cross", "all", "text-encoder"]
+"""Parts of a network. With cross-attention: the projections that act on the prompt's states (its keys and values) under
+two names, all of cross-attention, self-attention, everything but cross-attention. With joint attention: the one
+projection that acts on the prompt's states, keys and values of the text tokens, everything of the text tokens' side,
+attention of the image tokens, everything but the text side. Then the whole denoiser; or the text encoders."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,15 @@ class Condition:
     """What a denoiser is told besides the latent and the time, recorded from the stock pipeline's own call.
 
     Attributes:
-        kwargs: the denoiser's keyword arguments (text states [B, L, D], pooled vectors, sizes ...), nested as recorded.
+        kwargs: the denoiser's keyword arguments with a row for each prompt (text states [B, L, D], pooled vectors,
+            sizes ...), nested as recorded.
         count: B, the number of prompts.
+        shared: its keyword arguments that are the same for all prompts (positions of tokens).
     """
 
     kwargs: Mapping[str, Any]
     count: int
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.count
@@ -36,26 +44,46 @@ class Condition:
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Condition:
         """The condition of some of the prompts, in the order given."""
         index = torch.arange(self.count)[rows.cpu() if isinstance(rows, Tensor) else rows]
-        return Condition(_map(self.kwargs, lambda t: t[index.to(t.device)] if len(t) == self.count else t), len(index))
+        return Condition({k: _rows(v, index, self.count) for k, v in self.kwargs.items()}, len(index), self.shared)
 
     def __add__(self, other: Condition) -> Condition:
-        """Both conditions, one after the other."""
-        return Condition(_zip(self.kwargs, other.kwargs), self.count + other.count)
+        """Both conditions, one after the other. Where a mask goes with text states, the shorter ones are padded.
+
+        Raises:
+            InputError: text states of different lengths without a mask.
+        """
+        masked = any(k.endswith("mask") for k in self.kwargs)
+        kwargs = {k: _joined(v, other.kwargs[k], masked) for k, v in self.kwargs.items()}
+        return Condition(kwargs, self.count + other.count, self.shared)
 
 
-def _map(value: Any, f: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+def _rows(value: Any, index: Tensor, count: int) -> Any:  # noqa: ANN401
     if isinstance(value, Tensor):
-        return f(value) if value.ndim else value
+        return value[index.to(value.device)] if value.ndim and len(value) == count else value
+    if isinstance(value, list):
+        return [value[int(k)] for k in index]
     if isinstance(value, Mapping):
-        return {k: _map(v, f) for k, v in value.items()}
+        return {k: _rows(v, index, count) for k, v in value.items()}
     return value
 
 
-def _zip(a: Any, b: Any) -> Any:  # noqa: ANN401
+def _joined(a: Any, b: Any, masked: bool) -> Any:  # noqa: ANN401
     if isinstance(a, Tensor):
-        return torch.cat([a, b]) if a.ndim else a
+        if not a.ndim:
+            return a
+        if a.ndim > 1 and a.shape[1] != b.shape[1]:
+            if not masked:
+                raise InputError(
+                    f"texts of {a.shape[1]} and {b.shape[1]} tokens cannot be joined in this family: use shorter "
+                    "prompts, or contexts of like length"
+                )
+            n = max(a.shape[1], b.shape[1])
+            a, b = (F.pad(x, [0, 0] * (x.ndim - 2) + [0, n - x.shape[1]]) for x in (a, b))
+        return torch.cat([a, b])
+    if isinstance(a, list):
+        return [*a, *b]
     if isinstance(a, Mapping):
-        return {k: _zip(v, b[k]) for k, v in a.items()}
+        return {k: _joined(v, b[k], masked) for k, v in a.items()}
     return a
 
 
@@ -66,10 +94,12 @@ class TextStates:
     Attributes:
         ids: token numbers of each text, int64 [n].
         states: hidden states of each text, float [n, D].
+        spell: the token numbers of a name, at the start of a text and within one.
     """
 
     ids: tuple[Tensor, ...]
     states: tuple[Tensor, ...]
+    spell: Callable[[str], list[list[int]]]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(zip(self.ids, self.states, strict=True))
@@ -83,6 +113,13 @@ class Backbone(Protocol):
     name: str
     family: str
     preset: str
+    pooled: str | None
+    """The Linear that reads the pooled text vector, if there is one."""
+
+    @property
+    def component(self) -> str:
+        """The denoiser's name in the pipeline."""
+        ...
 
     @property
     def device(self) -> torch.device: ...
@@ -101,8 +138,10 @@ class Backbone(Protocol):
         """What the stock pipeline puts on the other side of guidance, n times."""
         ...
 
-    def text_states(self, texts: Sequence[str]) -> TextStates:
-        """Hidden states up to the end-of-text token, the cheap way (no padding)."""
+    def text_states(self, texts: Sequence[str], *, padded: bool = False) -> tuple[TextStates, ...]:
+        """What the "text-in" Linears are given of each text, by tokenizer: states up to the end-of-text token, or all
+        of them if `padded`.
+        """
         ...
 
     def inputs(self, module: str, cond: Condition) -> Tensor:
@@ -151,8 +190,8 @@ class Backbone(Protocol):
 
         Args:
             cond: of B prompts.
-            stop: how many of `steps` deterministic (DDIM) sampler steps each latent takes, int [B]; `steps` gives the
-                clean latent and time 0.
+            stop: how many of `steps` deterministic sampler steps (DDIM, or Euler for flows) each latent takes, int [B];
+                `steps` gives the clean latent and time 0.
             noise: what they start from, [B, *latent_shape].
             steps: of the whole trajectory.
             guidance: classifier-free guidance scale; 1 is off.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import PartialState
@@ -14,7 +17,9 @@ from safetensors import SafetensorError
 from ..prompts import InputError, unknown
 from ._backbone import Backbone
 from ._bundled import BUNDLED, CANVAS
+from ._families import FAMILIES
 from ._quiet import quiet
+from ._transformer import TransformerBackbone, family_of
 from ._unet import UNetBackbone
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -69,26 +74,37 @@ def _check(name: str, where: Path) -> None:
         raise unknown("model", name, BUNDLED)
 
 
-def wrap(pipe: DiffusionPipeline, name: str | None = None) -> Backbone:
+def wrap(pipe: DiffusionPipeline, name: str | None = None, *, call: Mapping[str, Any] | None = None) -> Backbone:
     """A `Backbone` over a pipeline already in memory; the pipeline itself stays as it is.
+
+    Args:
+        pipe: a stock text-to-image pipeline.
+        name: what to call it; by default where it came from.
+        call: more arguments of every stock call, such as `height`, `width` and `max_sequence_length`.
 
     Raises:
         InputError: no backbone knows this family.
     """
     label = name or getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__
+    mark = canvas_mark(BUNDLED[label].folder if label in BUNDLED else Path(label))
+    more = {**mark.get("call", {}), **(call or {})}
     if isinstance(getattr(pipe, "unet", None), UNet2DConditionModel) and hasattr(pipe, "tokenizer"):
-        folder = Path(label)
-        preset = "canvas" if label in BUNDLED or is_canvas(folder) else "sd"
-        return UNetBackbone(pipe, label, preset)
+        return UNetBackbone(pipe, label, "canvas" if mark else "sd", call=more)
+    if (family := family_of(pipe)) is not None:
+        return TransformerBackbone(pipe, family, label, preset="canvas-flow" if mark else "sd", call=more)
     raise InputError(
-        f"no backbone for {type(pipe).__name__}: expected a Stable Diffusion 1.x, 2.x or SDXL pipeline (with a UNet)"
+        f"no backbone for {type(pipe).__name__}: expected a StableDiffusionPipeline, StableDiffusionXLPipeline, "
+        + ", ".join(sorted({f.pipeline for f in FAMILIES.values()}))
     )
 
 
-def is_canvas(folder: Path) -> bool:
-    """Whether a pipeline folder was made by the Canvas recipe."""
-    mark = folder / "canvas.json"
-    return mark.is_file() and '"world": "canvas"' in mark.read_text(encoding="utf-8", errors="replace")
+def canvas_mark(folder: Path) -> dict[str, Any]:
+    """What the Canvas recipe says about a pipeline folder that it made; empty for any other."""
+    try:
+        value = json.loads((folder / "canvas.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) and value.get("world") == "canvas" else {}
 
 
 @dataclass(frozen=True)

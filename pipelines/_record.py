@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,29 +15,41 @@ class _Recorded(Exception):
     """Leaves the stock pipeline once its denoiser has been called."""
 
 
-def record(pipe: DiffusionPipeline, denoiser: nn.Module, **call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:  # noqa: ANN401
-    """Run the pipeline up to its first denoiser call and return that call's arguments. Nothing is denoised.
+@dataclass(frozen=True)
+class Call:
+    """Arguments of a denoiser's call: the latent (or a list of them), however it was passed, what followed it without
+    a name, and the rest by name.
+    """
+
+    latent: Any
+    rest: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def record(pipe: DiffusionPipeline, denoiser: nn.Module, *, calls: int = 1, **call: Any) -> list[Call]:  # noqa: ANN401
+    """Run the pipeline up to its denoiser's first call (or so many) and return the arguments.
 
     `call` is what the pipeline's own `__call__` takes. Hooks are gone afterwards, whatever happened.
 
     Raises:
-        RuntimeError: the pipeline finished without calling its denoiser.
+        RuntimeError: the pipeline finished before.
     """
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    seen: list[Call] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((args, kwargs))
-        raise _Recorded
+        seen.append(Call(args[0], args[1:], kwargs) if args else Call(kwargs["hidden_states"], (), kwargs))
+        if len(seen) == calls:
+            raise _Recorded
 
     handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     bar = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(**{**bar, "disable": True})
     try:
         with torch.no_grad():
-            pipe(num_inference_steps=1, output_type="latent", **call)
+            pipe(**{"num_inference_steps": 1, "output_type": "latent", **call})
     except _Recorded:
-        return seen[0]
+        return seen
     finally:
         handle.remove()
         pipe.set_progress_bar_config(**bar)
-    raise RuntimeError(f"{type(pipe).__name__} never called its denoiser")
+    raise RuntimeError(f"{type(pipe).__name__} called its denoiser {len(seen)} times, expected {calls}")

@@ -4,6 +4,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from families import EVERY, build
 
 import tiny
 from erasers.pipelines import Backbone, load, wrap
@@ -11,18 +12,18 @@ from erasers.pipelines import Backbone, load, wrap
 torch.set_num_threads(2)
 
 
-@pytest.fixture(params=[*tiny.FAMILIES, "canvas-sd"])
+@pytest.fixture(params=[*EVERY, "canvas-sd"])
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     """Every family, freshly built."""
     if request.param == "canvas-sd":
         return load("canvas-sd")
-    return wrap(tiny.FAMILIES[request.param](), request.param)
+    return build(request.param)
 
 
-@pytest.fixture(params=list(tiny.FAMILIES))
+@pytest.fixture(params=tiny.FAMILIES)
 def small(request: pytest.FixtureRequest) -> Backbone:
-    """Every family but Canvas, freshly built: for formulas, where a trained pipeline adds nothing."""
-    return wrap(tiny.FAMILIES[request.param](), request.param)
+    """Every prediction there is, freshly built: for formulas, where a trained pipeline adds nothing."""
+    return build(request.param)
 
 
 @pytest.fixture

@@ -169,9 +169,8 @@ PLAIN = """
 import sys
 sys.modules["erasers"] = None
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-unet = UNet2DConditionModel.from_pretrained({unet!r})
-pipe = StableDiffusionPipeline.from_pretrained({base!r}, unet=unet, safety_checker=None)
+from diffusers import AutoModel, DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({base!r}, unet=AutoModel.from_pretrained({unet!r}), safety_checker=None)
 pipe.set_progress_bar_config(disable=True)
 g = torch.Generator().manual_seed(1)
 pipe("a moon", num_inference_steps=3, generator=g).images[0].save({out!r})

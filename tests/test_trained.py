@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from erasers.erase import Task, configure, erase, solve
 from erasers.erase._student import Student
@@ -14,6 +14,11 @@ from erasers.pipelines import step_generator
 from erasers.prompts import Concept, InputError
 
 MOON = Concept("moon", "circle")
+CROSS = {
+    "unet": {"attn2"},
+    "transformer": {"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context", "norm1_context"}
+    | {"context_embedder"},
+}
 ONE = {"steps": 1, "batch": 4, "dense": True, "lr": 1e-3, "train": "cross", "sampler_steps": 3}
 
 
@@ -43,8 +48,13 @@ def test_away_commutes_with_every_affine_parameterisation():
 def walked(backbone, cond, null, stop, noise, steps, guidance):
     """Partial denoising row by row with diffusers' scheduler and two separate calls for guidance."""
     rows = []
+    config = backbone.pipe.scheduler.config
     for k in range(len(stop)):
-        scheduler = DDIMScheduler.from_config(backbone.pipe.scheduler.config, clip_sample=False)
+        scheduler = (
+            DDIMScheduler.from_config(config, clip_sample=False)
+            if "prediction_type" in config
+            else FlowMatchEulerDiscreteScheduler.from_config(config)
+        )
         scheduler.set_timesteps(steps)
         x = noise[k : k + 1]
         for t in scheduler.timesteps[: stop[k]]:
@@ -57,11 +67,12 @@ def walked(backbone, cond, null, stop, noise, steps, guidance):
 
 def stepped(student, loss):
     """One step of Adam, written out: each cross-attention weight moves by lr g / (|g| + eps)."""
-    names = [n for n, _ in student.denoiser.named_parameters() if ".attn2." in n]
+    part = student.component
+    names = [n for n, _ in student.denoiser.named_parameters() if {*n.split(".")} & CROSS[part]]
     params = [dict(student.denoiser.named_parameters())[n] for n in names]
     grads = torch.autograd.grad(loss, params)
     return {
-        f"unet.{n}": (p - 1e-3 * g / (g.abs() + 1e-8)).detach() for n, p, g in zip(names, params, grads, strict=True)
+        f"{part}.{n}": (p - 1e-3 * g / (g.abs() + 1e-8)).detach() for n, p, g in zip(names, params, grads, strict=True)
     }
 
 
@@ -79,12 +90,12 @@ def compare(backbone, method, settings, want):
     assert moved == pytest.approx(1e-3, rel=1e-2)
 
 
-@pytest.mark.parametrize("host", [None, "star"])
-def test_esd_step(small, host):
+@pytest.mark.parametrize(("host", "relative"), [(None, False), ("star", False), (None, True)])
+def test_esd_step(small, host, relative):
     backbone = small
     other = copy.deepcopy(backbone)  # the student is a second network here
     rng = step_generator(7, 0)
-    prompt, stop = torch.randint(1, (4,), generator=rng), torch.randint(3, (4,), generator=rng)
+    stop, prompt = torch.randint(3, (4,), generator=rng), torch.randint(1, (4,), generator=rng)
     noise = torch.randn(4, *backbone.latent_shape, generator=rng)
     assert prompt.tolist() == [0] * 4
     concept, null = backbone.encode(["moon"] * 4), backbone.unconditional(1)
@@ -93,8 +104,50 @@ def test_esd_step(small, host):
         x, t = walked(backbone, asked, null, stop, noise, 3, 3.0)
         e_c, e_0, e_h = (backbone.denoise(x, t, c) for c in (concept, null[[0] * 4], asked))
     target = (e_0 if host is None else e_h) - 2.0 * (e_c - e_0)
-    loss = (other.denoise(x, t, asked) - target).square().mean()
-    compare(backbone, "esd", {"eta": 2.0, "pool": 0, "from_": host}, stepped(other, loss))
+    error = (other.denoise(x, t, asked) - target).square().mean((1, 2, 3))
+    loss = sum(e / ((a - b).square().mean() if relative else 1) for e, a, b in zip(error, e_c, e_0, strict=True)) / 4
+    compare(
+        backbone,
+        "esd",
+        {"eta": 2.0, "from_": host, "relative": relative},
+        stepped(other, loss),
+    )
+
+
+def test_esd_keeps_and_walks_by_itself(sd):
+    """Two steps: in the second the student has moved, so what it keeps pulls on it and the way to the concept is its
+    own, not the teacher's.
+    """
+    other = copy.deepcopy(sd)
+    concept, null = sd.encode(["moon"] * 4), sd.unconditional(1)
+    empty = sd.encode([""] * 4)
+    cross = [p for n, p in other.denoiser.named_parameters() if ".attn2." in n]
+    adam = torch.optim.Adam(cross, lr=1e-3)
+    for k in range(2):
+        rng = step_generator(7, k)
+        stop = torch.randint(3, (4,), generator=rng)
+        ways = []
+        for cond in (concept, empty):
+            torch.randint(1, (4,), generator=rng)
+            noise = torch.randn(4, *sd.latent_shape, generator=rng)
+            with torch.no_grad():
+                ways.append(walked(other, cond, null, stop, noise, 3, 3.0))
+        (x, t), (y, u) = ways
+        with torch.no_grad():
+            e_c, e_0, stay = (sd.denoise(*a) for a in ((x, t, concept), (x, t, null[[0] * 4]), (y, u, empty)))
+        pull = (e_c - e_0).square().mean((1, 2, 3))
+        gone = (other.denoise(x, t, concept) - (e_0 - 2.0 * (e_c - e_0))).square().mean((1, 2, 3))
+        kept = (other.denoise(y, u, empty) - stay).square().mean((1, 2, 3))
+        assert bool(kept.any()) == (k == 1)
+        adam.zero_grad()
+        ((gone + 0.5 * kept) / pull).mean().backward()
+        adam.step()
+    settings = {**ONE, "steps": 2, "eta": 2.0, "keep": 0.5, "relative": True}
+    delta = solve(configure("esd", "sd", settings), sd, task=Task((MOON,), (), 7))
+    for name, want in other.parameters("cross").items():
+        have = delta.changes[name].applied(sd.parameters("cross")[name].data)
+        assert (have - want).abs().mean() < 2e-5
+        assert (have - sd.parameters("cross")[name]).abs().mean() > 5e-4 or name.endswith("bias")
 
 
 @pytest.mark.parametrize(
@@ -118,12 +171,21 @@ def test_steps_on_images(small, method, settings):
     with torch.no_grad():
         images, _ = walked(backbone, source, null, [3, 3, 3], start, 3, 4.0)
     rng = step_generator(7, 0)
-    row, t = torch.randint(3, (4,), generator=rng), torch.randint(1000, (4,), generator=rng)
+    row, config = torch.randint(3, (4,), generator=rng), backbone.pipe.scheduler.config
+    if "prediction_type" in config:
+        t = torch.randint(1000, (4,), generator=rng)
+        abar = DDIMScheduler.from_config(config).alphas_cumprod[t].view(-1, 1, 1, 1)
+        a, s = abar.sqrt(), (1 - abar).sqrt()
+    else:
+        logit = torch.randn(4, generator=rng)
+        t = 1000 * 3 / (3 + (-logit).exp())  # logit-normal, shifted by 3: the odds are three times as high
+        s = (t / 1000).view(-1, 1, 1, 1)
+        a = 1 - s
     eps = torch.randn(4, *backbone.latent_shape, generator=rng)
     assert prompt.tolist() == [0] * 3
-    abar = DDIMScheduler.from_config(backbone.pipe.scheduler.config).alphas_cumprod[t].view(-1, 1, 1, 1)
-    x = abar.sqrt() * images[row] + (1 - abar).sqrt() * eps
-    truth = eps if backbone.prediction == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * images[row]
+    x = a * images[row] + s * eps
+    kind = config.get("prediction_type", "flow")
+    truth = {"epsilon": eps, "v_prediction": a * eps - s * images[row], "flow": eps - images[row]}[kind]
 
     def mse(cond, target):
         return (other.denoise(x, t, cond) - target).square().mean()

@@ -8,12 +8,23 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from erasers.pipelines.canvas.models import vocabulary
 
@@ -125,4 +136,53 @@ def sdxl() -> StableDiffusionXLPipeline:
     return pipe
 
 
-FAMILIES = {"sd": sd, "sd2": sd2, "sdxl": sdxl}
+def t5_tokenizer() -> T5Tokenizer:
+    words = sorted({f"▁{w.strip(',')}" for line in WORDS for w in line.split()})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), *((w, -1.0) for w in words)]
+    return T5Tokenizer(vocab=[*pieces, *((c, -4.0) for c in "abcdefghijklmnopqrstuvwxyz,.")], model_max_length=77)
+
+
+def t5(size: int, width: int) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=size, d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4)).eval()
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3.5: three text encoders, normalised queries and keys, a second attention in the first block."""
+    torch.manual_seed(0)
+    tok, tok_3 = tokenizer(), t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        pos_embed_max_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    ).eval()
+    for p in transformer.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.05)
+    autoencoder = vae()
+    autoencoder.register_to_config(shift_factor=0.06)
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder,
+        text_encoder=text_encoder(len(tok), 32, CLIPTextModelWithProjection),
+        tokenizer=tok,
+        text_encoder_2=text_encoder(len(tok), 32, CLIPTextModelWithProjection),
+        tokenizer_2=tokenizer(),
+        text_encoder_3=t5(len(tok_3), 64),
+        tokenizer_3=tok_3,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+FAMILIES = {"sd": sd, "sd2": sd2, "sdxl": sdxl, "sd3": sd3}

@@ -1,0 +1,308 @@
+"""What backbones over stock diffusers pipelines share, whatever their family."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLQwenImage, DiffusionPipeline, SchedulerMixin
+from PIL import Image
+from torch import Tensor, nn
+
+from ..prompts import InputError, unknown
+from ._adapters import only
+from ._backbone import Condition, Group
+from ._law import Law
+from ._overlay import cover, overlay, showing, uncover
+
+Maker = Callable[[Mapping[str, Any]], SchedulerMixin]
+
+ADAPTER_PARTS = {"base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_dropout"}
+"""What PEFT puts under a layer it adapts."""
+
+
+class _Seen(Exception):
+    """Leaves the denoiser once a layer has been reached."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+class StockBackbone:
+    """`Backbone` but for what depends on the family: the text side, the denoiser's call and the groups of its layers.
+
+    Attributes:
+        component: the denoiser's name in the pipeline.
+        samplers: name -> maker of a scheduler from the pipeline's own scheduler config.
+        law: how latents are noised and what the denoiser answers.
+        pooled: the Linear that reads the pooled text vector, if there is one.
+        call: more arguments of every stock call, such as `max_sequence_length`.
+    """
+
+    component: str
+    samplers: Mapping[str, Maker]
+    law: Law
+    pooled: str | None
+
+    def __init__(
+        self, pipe: DiffusionPipeline, name: str, *, family: str, preset: str, call: Mapping[str, Any] | None
+    ) -> None:
+        self.pipe, self.name, self.family, self.preset = pipe, name, family, preset
+        self.call: Mapping[str, Any] = call or {}
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return getattr(self.pipe, self.component)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device  # diffusers' own property walks over every module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.denoiser.parameters()).dtype
+
+    # ------------------------------------------------------------ what a family adds
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
+
+    @abstractmethod
+    def unconditional(self, n: int) -> Condition: ...
+
+    @abstractmethod
+    def trajectory(self, steps: int) -> SchedulerMixin:
+        """A deterministic sampler of its own, its times set."""
+
+    @abstractmethod
+    def in_group(self, path: str, group: Group) -> bool:
+        """Whether the layer at that path of the denoiser belongs to the group."""
+
+    def guided(self, cond: Condition, guidance: float) -> Condition:
+        """The condition with guidance in it, where the denoiser takes it as an input; else the condition itself."""
+        return cond
+
+    def combine(self, free: Tensor, led: Tensor, guidance: float) -> Tensor:
+        """The guided prediction from the unconditional and the conditional one."""
+        return free + guidance * (led - free)
+
+    def guidance_call(self, guidance: float, n: int) -> dict[str, Any]:
+        """The stock call's arguments for that guidance on n prompts."""
+        return {"guidance_scale": guidance}
+
+    # ------------------------------------------------------------ noise
+
+    def noise(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        return self.law.noise(x0, t, eps)
+
+    def x0(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        return self.law.x0(x, t, out)
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return self.law.target(x0, eps, t)
+
+    def times(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.law.times(n, generator)
+
+    @torch.no_grad()
+    def partial(
+        self,
+        cond: Condition,
+        stop: Tensor,
+        noise: Tensor,
+        *,
+        steps: int,
+        guidance: float,
+        null: Condition | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if len(stop) != len(cond) or not ((stop >= 0) & (stop <= steps)).all():
+            raise InputError(f"expected {len(cond)} stops from 0 to {steps}, got {stop.tolist()}")
+        scheduler = self.trajectory(steps)
+        stop, x = stop.to(self.device), noise.to(self.device, self.dtype).clone()
+        if (told := self.guided(cond, guidance)) is not cond:
+            cond, guidance = told, 1.0
+        if guidance != 1.0 and null is None:
+            null = self.unconditional(1)
+        for k, t in enumerate(scheduler.timesteps[: int(stop.max())]):
+            rows = (stop > k).nonzero().flatten()  # a row that has arrived costs nothing more
+            part, led = x[rows], cond[rows]
+            if guidance == 1.0 or null is None:
+                out = self.denoise(part, t.expand(len(rows)), led)
+            else:
+                both = null[[0] * len(rows)] + led
+                free, out = self.denoise(torch.cat([part, part]), t.expand(2 * len(rows)), both).chunk(2)
+                out = self.combine(free, out, guidance)
+            x[rows] = scheduler.step(self.law.forward(out), t, part, return_dict=False)[0].to(x.dtype)
+        times = torch.cat([scheduler.timesteps, scheduler.timesteps.new_zeros(1)])
+        return x, times[stop]
+
+    # ------------------------------------------------------------ images
+
+    @torch.no_grad()
+    def latents(self, images: Sequence[Image.Image]) -> Tensor:
+        with self._vae() as vae:
+            x = self.pipe.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
+            x = x.unsqueeze(2) if _has_frames(vae) else x
+            code = vae.encode(x)
+            z = code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latent
+            return self._pack(z.to(self.dtype))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> list[Image.Image]:
+        with self._vae() as vae:
+            x = vae.decode(self._unpack(z.to(vae.device, vae.dtype)), return_dict=False)[0]
+            x = x[:, :, 0] if _has_frames(vae) else x
+        return self.pipe.image_processor.postprocess(x, output_type="pil")
+
+    def _pack(self, z: Tensor) -> Tensor:
+        """From the autoencoder's latents to the denoiser's."""
+        config = self.pipe.vae.config
+        return (z - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+
+    def _unpack(self, z: Tensor) -> Tensor:
+        config = self.pipe.vae.config
+        return z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+
+    @contextmanager
+    def _vae(self) -> Iterator[AutoencoderKL]:
+        """The autoencoder, in float32 where its config says that it overflows in float16 (SDXL's)."""
+        vae, dtype = self.pipe.vae, self.pipe.vae.dtype
+        upcast = dtype == torch.float16 and vae.config.get("force_upcast", False)
+        try:
+            yield vae.to(torch.float32) if upcast else vae
+        finally:
+            if upcast:
+                vae.to(dtype)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int = 25,
+        guidance: float = 7.5,
+        sampler: str | None = None,
+        batch: int = 8,
+    ) -> list[Image.Image]:
+        if len(prompts) != len(seeds):
+            raise InputError(f"expected one seed for each prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
+        images: list[Image.Image] = []
+        with self._sampler(sampler):
+            for k in range(0, len(prompts), batch):
+                noise = [torch.Generator("cpu").manual_seed(s) for s in seeds[k : k + batch]]
+                images += self.pipe(
+                    prompt=list(prompts[k : k + batch]),
+                    num_inference_steps=steps,
+                    generator=noise,
+                    **self.guidance_call(guidance, len(noise)),
+                    **self.call,
+                ).images
+        return images
+
+    @contextmanager
+    def _sampler(self, name: str | None) -> Iterator[None]:
+        if name is not None and name not in self.samplers:
+            raise unknown("sampler", name, self.samplers)
+        own = self.pipe.scheduler
+        if name is not None:
+            self.pipe.scheduler = self.samplers[name](own.config)
+        try:
+            yield
+        finally:
+            self.pipe.scheduler = own
+
+    # ------------------------------------------------------------ weights
+
+    def inputs(self, module: str, cond: Condition) -> Tensor:
+        target = self.modules("all").get(module)
+        if target is None:
+            raise unknown("module", module, self.modules("all"))
+
+        def stop(_layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            raise _Seen(args[0].detach().clone())
+
+        handle = target.register_forward_pre_hook(stop)
+        x, t = torch.zeros(len(cond), *self.latent_shape), torch.zeros(len(cond), dtype=torch.long)
+        try:
+            with torch.no_grad():
+                self.denoise(x, t, cond)
+        except _Seen as seen:
+            return seen.value
+        finally:
+            handle.remove()
+        raise InputError(f"{module} takes no part in denoising")
+
+    def modules(self, group: Group) -> dict[str, nn.Linear]:
+        found = {}
+        for component, root in self._roots(group):
+            for path, module in root.named_modules():
+                if ADAPTER_PARTS & set(path.split(".")):
+                    continue
+                if isinstance(base := _base(module), nn.Linear) and self.in_group(path, group):
+                    found[f"{component}.{path}"] = base
+        return found
+
+    def parameters(self, group: Group) -> dict[str, nn.Parameter]:
+        return {
+            f"{component}.{path}".replace(".base_layer", ""): p
+            for component, root in self._roots(group)
+            for path, p in root.named_parameters()
+            if self.in_group(path, group) and not ADAPTER_PARTS - {"base_layer"} & set(path.split("."))
+        }
+
+    def _roots(self, group: Group) -> list[tuple[str, nn.Module]]:
+        if group != "text-encoder":
+            return [(self.component, self.denoiser)]
+        names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+        return [(n, m) for n in names if (m := getattr(self.pipe, n, None)) is not None]
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        with only(adapter, self.denoiser, *(m for _, m in self._roots("text-encoder"))), self._covered(adapter):
+            yield
+
+    def save_denoiser(self, folder: Path) -> None:
+        net: Any = self.denoiser
+        net.save_pretrained(folder)
+
+    @contextmanager
+    def checkpointed(self) -> Iterator[None]:
+        net: Any = self.denoiser
+        was_on, was_training = net.is_gradient_checkpointing, net.training
+        net.enable_gradient_checkpointing()
+        net.train()  # diffusers checkpoints in training mode only
+        try:
+            yield
+        finally:
+            net.train(was_training)
+            if not was_on:
+                net.disable_gradient_checkpointing()
+
+    def _covered(self, label: str | None) -> AbstractContextManager[None]:
+        covered = overlay(self.denoiser) is not None
+        return showing(self.denoiser, self.parameters("all"), label) if covered else nullcontext()
+
+    def cover(self, values: Mapping[str, Tensor], label: str) -> None:
+        cover(self.denoiser, self.parameters("all"), values, label)
+
+    def uncover(self, label: str) -> None:
+        uncover(self.denoiser, self.parameters("all"), label)
+
+
+def _base(module: nn.Module) -> nn.Module:
+    """The layer under an adapter, the layer itself where there is none."""
+    return getattr(module, "base_layer", module)
+
+
+def _has_frames(vae: nn.Module) -> bool:
+    """Whether an autoencoder is for video, an image being one frame."""
+    return isinstance(vae, AutoencoderKLQwenImage)
