@@ -23,7 +23,7 @@ SCORES = ("ua", "synonym_ua", "held_out_ua", "ira", "cra", "neighbours", "in_pro
 
 def made(method: str, name: str, settings: dict, backbone: Backbone, keep: Path | None) -> tuple[Eraser, dict]:
     """An eraser, from the folder where an earlier run left it or new, and what making it took."""
-    place = None if keep is None else keep / method / name
+    place = None if keep is None else keep / backbone.name / method / name
     if place is not None and (place / "made.json").exists():
         kept = Eraser.from_pretrained(place / "eraser")
         if kept.recipe.settings == settings_of(configure(method, backbone.preset, settings)):
@@ -47,8 +47,10 @@ def row(method: str, name: str, settings: dict, control: Control, keep: Path | N
     parts = [made(method, n, settings, control.backbone, keep) for n in name.split("+")]
     report = evaluate([e for e, _ in parts], control.backbone, control=control)
     return {
+        "model": control.backbone.name,
         "method": method,
         "settings": settings,
+        "effective": settings_of(configure(method, control.backbone.preset, settings)),
         "concept": name,
         "seconds": round(sum(t["seconds"] for _, t in parts), 3),
         "extra_mb": max(t["extra_mb"] for _, t in parts),
@@ -93,6 +95,8 @@ def summary(rows: list[dict]) -> str:
     methods = list(dict.fromkeys(r["method"] for r in single))
     have = {(r["method"], r["concept"]) for r in single}
     common = [c for c in canvas.CONCEPTS if all((m, c) in have for m in methods)]
+    if not common:
+        return "The methods have no concept in common."
     lines = [
         f"Means over {len(common)} concepts ({', '.join(common)}).",
         "",
@@ -121,6 +125,7 @@ def summary(rows: list[dict]) -> str:
 def main() -> None:
     """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="canvas-sd")
     parser.add_argument("--methods", default="uce,random")
     parser.add_argument("--concepts", default=",".join(canvas.CONCEPTS))
     parser.add_argument("--settings", default="{}", help='JSON: {"uce": {"ridge": 0.1}}')
@@ -130,12 +135,22 @@ def main() -> None:
     log = args.out.with_suffix(".jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     chosen = json.loads(args.settings)
-    done = {(r["method"], json.dumps(r["settings"]), r["concept"]) for r in rows}
-    control = Control(load("canvas-sd"))
+    if strangers := set(chosen) - set(args.methods.split(",")):
+        parser.error(f"--settings names {sorted(strangers)}, not among the methods {args.methods}")
+    control = Control(load(args.model))
+
+    def key(method: str, settings: dict, name: str) -> tuple[str, ...]:
+        effective = settings_of(configure(method, control.backbone.preset, settings))
+        return args.model, method, json.dumps(effective, sort_keys=True), name
+
+    done = {
+        (r.get("model", "canvas-sd"), r["method"], json.dumps(r.get("effective"), sort_keys=True), r["concept"])
+        for r in rows
+    }
     for method in args.methods.split(","):
         for name in args.concepts.split(","):
             settings = chosen.get(method, {})
-            if (method, json.dumps(settings), name) in done:
+            if key(method, settings, name) in done:
                 continue
             rows.append(row(method, name, settings, control, args.keep))
             with log.open("a") as f:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..pipelines import Backbone, Condition
-from ..prompts import CONTEXTS, Concept, InputError, fill, unknown
+from ..prompts import BOTH, CONTEXTS, Concept, InputError, fill, unknown
 from ._delta import Delta
 from ._lora import Factors
 from ._method import Task
@@ -37,7 +37,8 @@ class Finetune:
     rank: int = field(default=4, metadata={"help": "rank of the LoRA (>= 1; dense has none)"})
     steps: int = field(default=200, metadata={"help": "optimiser steps (>= 1)"})
     batch: int = field(default=1, metadata={"help": "latents a step, over all processes (>= 1)"})
-    lr: float = field(default=1e-5, metadata={"help": "learning rate of Adam, constant (> 0)"})
+    lr: float = field(default=1e-5, metadata={"help": "learning rate of Adam (> 0)"})
+    decay: bool = field(default=False, metadata={"help": "let the learning rate fall to zero in a straight line"})
     clip: float = field(default=0.0, metadata={"help": "ceiling of the gradient's norm (0: none)"})
     contexts: int = field(default=1, metadata={"help": "sentences in which each name is trained (1 = the bare name)"})
     synonyms: bool = field(default=True, metadata={"help": "train on the concept's known synonyms too"})
@@ -119,6 +120,9 @@ class Finetuner:
 
     def step(self, k: int, rng: torch.Generator) -> Mapping[str, float]:
         draws, total, n = self.draw(rng), 0.0, self.settings.batch
+        if self.settings.decay:
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.settings.lr * (1 - k / self.steps)
         for part in self.session.parts(n):
             rows = {name: value[part] for name, value in draws.items()}
             share = (part.stop - part.start) / n
@@ -152,6 +156,21 @@ class Finetuner:
 def pick(n: int, among: int, rng: torch.Generator) -> Tensor:
     """N numbers from 0 to among - 1, int64 [n]."""
     return torch.randint(among, (n,), generator=rng)
+
+
+def together(concepts: Sequence[Concept], others: Sequence[Concept], *, synonyms: bool) -> dict[str, str]:
+    """Sentences that name an object and a style at once: each of the concepts, by each of its names, with each of the
+    others that is of the other kind, in templates taken in turn. With each, the sentence that names the other alone.
+    """
+    out: dict[str, str] = {}
+    for concept in concepts:
+        for name in concept.names if synonyms else concept.names[:1]:
+            for other in others:
+                pair = {concept.kind: name, other.kind: other.name}
+                if pair.keys() == {"object", "style"}:
+                    both = fill(BOTH[len(out) % len(BOTH)], **pair)
+                    out[both] = fill(CONTEXTS[other.kind][1], x=other.name)
+    return out
 
 
 def flat(parts: Sequence[Sequence[str]]) -> list[str]:

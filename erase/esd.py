@@ -1,8 +1,6 @@
 """Erased Stable Diffusion: the teacher's own guidance, turned round, becomes the target (Gandikota et al.,
-arXiv 2303.07345).
-
-The published code since 2024 starts from e(c) where the paper (equation 7) starts from e(""); with its eta one larger
-it is the same target. Ours is the paper's.
+arXiv 2303.07345). The published code since 2024 starts from e(c) where the paper (equation 7) starts from e(""); with
+its eta one larger it is the same target. Ours is the paper's.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from ..pipelines import Backbone, Condition
 from ..prompts import InputError
-from ._finetune import Finetune, Finetuner, flat, pick
+from ._finetune import Finetune, Finetuner, flat, pick, together
 from ._method import Task
 
 
@@ -35,30 +33,32 @@ class ESD(Finetune):
     eta: float = field(default=1.0, metadata={"help": "strength of the negative guidance (> 0; the paper: 1 to 3)"})
     from_: str | None = field(
         default=None,
-        metadata={"help": "erase the concept as an attribute of this host, e.g. 'car' for red cars (a prompt)"},
+        metadata={"help": "erase the concept as an attribute of this host, such as 'car' for red (a prompt)"},
     )
     guidance: float = field(default=3.0, metadata={"help": "guidance of the partial denoising (1: off)"})
     sampler_steps: int = field(default=50, metadata={"help": "length of the partial denoising's trajectory (>= 1)"})
     pool: int = field(
         default=0,
-        metadata={
-            "help": "partially denoised latents drawn before training and used again and again; 0, as published, has "
-            "the student draw new ones in every step"
-        },
+        metadata={"help": "latents drawn once and used again and again; 0, as published: new ones every step"},
     )
     refresh: int = field(
         default=0, metadata={"help": "steps after which the student draws half of the pool again (0: never)"}
     )
     keep: float = field(
-        default=0.0,
-        metadata={"help": "weight of staying with the teacher on preserved prompts; 0, as published, is off"},
+        default=0.0, metadata={"help": "weight of staying with the teacher on preserved prompts; 0, as published: off"}
     )
     relative: float = field(
         default=0.0,
         metadata={
-            "help": "weigh each latent's error by the concept's own pull there, |e_concept - e_null|^2, to minus this "
-            "power: at 1 early times, where little moves and much is decided, count as much as late ones; 0, as "
-            "published, weighs all alike"
+            "help": "weigh each latent by |e_concept - e_null|^2 to minus this power: at 1 early times, where little "
+            "moves and much is decided, count as much as late ones; 0, as published, weighs all alike"
+        },
+    )
+    compose: bool = field(
+        default=False,
+        metadata={
+            "help": "without --from: also train on sentences that name the concept beside a preserved one of the other "
+            "kind (object, style), away from the concept and towards the other alone; keep such pairs of preserved"
         },
     )
 
@@ -67,16 +67,20 @@ class ESD(Finetune):
         "paper": {"dense": True, "steps": 1000},
         "sd": {"rank": 8, "steps": 200, "lr": 1e-4, "batch": 4},
         "canvas": {
-            "train": "text-kv",
+            "train": "cross",
             "rank": 8,
-            "steps": 240,
+            "steps": 160,
             "batch": 16,
             "lr": 2e-3,
+            "decay": True,
             "contexts": 6,
-            "eta": 1.5,
+            "eta": 1.0,
             "sampler_steps": 10,
             "pool": 256,
-            "keep": 2.0,
+            "refresh": 40,
+            "keep": 6.0,
+            "relative": 0.5,
+            "compose": True,
         },
     }
 
@@ -84,18 +88,12 @@ class ESD(Finetune):
         super().__post_init__()
         if not 0 < self.eta < float("inf"):
             raise InputError(f"eta: expected a number above 0, got {self.eta}")
-        if not 0 <= self.keep < float("inf"):
-            raise InputError(f"keep: expected a number of at least 0, got {self.keep}")
         if not 0 <= self.relative <= 1:
             raise InputError(f"relative: expected a number from 0 to 1, got {self.relative}")
-        if not self.pool >= 0:
-            raise InputError(f"pool: expected a number of at least 0, got {self.pool}")
-        if not self.refresh >= 0:
-            raise InputError(f"refresh: expected a number of at least 0, got {self.refresh}")
-        if self.refresh and not self.pool:
-            raise InputError("refresh: there is no pool to draw again; say how large with --pool")
-        if not self.sampler_steps >= 1:
-            raise InputError(f"sampler-steps: expected at least 1, got {self.sampler_steps}")
+        for name, least in (("keep", 0), ("pool", 0), ("refresh", 0), ("sampler_steps", 1)):
+            if not least <= getattr(self, name) < float("inf"):
+                got = getattr(self, name)
+                raise InputError(f"{name.replace('_', '-')}: expected a number of at least {least}, got {got}")
 
     def run(self, backbone: Backbone, task: Task) -> _Trainer:
         """What trains the student."""
@@ -108,27 +106,32 @@ class _Trainer(Finetuner):
     settings: ESD
 
     def encode(self) -> None:
-        texts = flat([self.settings.sentences(c) for c in self.task.concepts])
-        self.concept = self.backbone.encode(texts)
+        s, concepts, preserve = self.settings, self.task.concepts, self.task.preserve
+        texts = flat([s.sentences(c) for c in concepts])
+        compose = s.compose and s.from_ is None
+        pairs = together(concepts, preserve, synonyms=s.synonyms) if compose else {}
+        self.concept, self.origin = self.backbone.encode([*texts, *pairs]), self.null[[0] * len(texts)]
+        if pairs:
+            self.origin = self.origin + self.backbone.encode(list(pairs.values()))
         self.host = None if self.settings.from_ is None else self.backbone.encode([self.settings.from_])
-        kept = ["", *flat([self.settings.sentences(c) for c in self.task.preserve])]
+        kept = ["", *flat([s.sentences(c) for c in preserve])]
+        if compose:
+            kept += together([c for c in preserve if c.kind == "object"], preserve, synonyms=False)
         self.kept = self.backbone.encode(kept) if self.settings.keep else self.null
-        self.pool: dict[str, Tensor] = {}
 
     def setup(self, rng: torch.Generator) -> None:
         self.pool = self._looks(self.settings.pool, rng)
 
     def step(self, k: int, rng: torch.Generator) -> Mapping[str, float]:
         s = self.settings
-        if s.refresh and k and k % s.refresh == 0:
+        if s.pool and s.refresh and k and k % s.refresh == 0:
             stay = s.pool // 2
             new = self._looks(s.pool - stay, rng)
-            self.pool = {n: torch.cat([v[:stay], new[n]]) for n, v in self.pool.items()}
+            self.pool = {n: torch.cat([v[:stay], new[n].to(v.device)]) for n, v in self.pool.items()}
         return super().step(k, rng)
 
     def _looks(self, size: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """So many latents, looked at in batches."""
-        draws, chunk = self._fresh(size, rng), max(self.settings.batch, 1)
+        draws, chunk = self._fresh(size, rng), self.settings.batch
         with self.session.autocast():
             parts = [self._look({k: v[i : i + chunk] for k, v in draws.items()}) for i in range(0, size, chunk)]
         return {k: torch.cat([p[k] for p in parts]) for k in (parts[0] if parts else ())}
@@ -138,8 +141,7 @@ class _Trainer(Finetuner):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         super().restore(state)
-        pool = {k.removeprefix("pool/"): v for k, v in state.items() if k.startswith("pool/")}
-        self.pool = {k: v.to(self.backbone.device) for k, v in pool.items()}
+        self.pool = {k[5:]: v.to(self.backbone.device) for k, v in state.items() if k.startswith("pool/")}
 
     def _fresh(self, n: int, rng: torch.Generator) -> dict[str, Tensor]:
         prompts, draws = {"prompt": len(self.concept), "kept": len(self.kept)}, dict[str, Tensor]()
@@ -150,15 +152,14 @@ class _Trainer(Finetuner):
         return draws
 
     def draw(self, rng: torch.Generator) -> Mapping[str, Tensor]:
-        if self.settings.pool:
-            return {"row": pick(self.settings.batch, self.settings.pool, rng)}
-        return self._fresh(self.settings.batch, rng)
+        s = self.settings
+        return {"row": pick(s.batch, s.pool, rng)} if s.pool else self._fresh(s.batch, rng)
 
     @torch.no_grad()
     def _look(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Latents on the student's own way to the concept and what it should answer there; likewise for the kept."""
         n = len(draws["prompt"])
-        concept, null = self.concept[draws["prompt"]], self.null[[0] * n]
+        concept, null = self.concept[draws["prompt"]], self.origin[draws["prompt"]]
         host = concept if self.host is None else self.host[[0] * n]
         asked = concept + null if self.host is None else concept + null + host
         with self.student.on():
@@ -170,9 +171,8 @@ class _Trainer(Finetuner):
             target = away(out[-1], out[0], out[1], self.settings.eta)
             seen = {"x": x, "t": t, "prompt": draws["prompt"], "target": target}
             if self.settings.relative:
-                seen["weight"] = (out[0] - out[1]).square().flatten(1).mean(1).clamp(
-                    min=1e-6
-                ) ** -self.settings.relative
+                pull = (out[0] - out[1]).square().flatten(1).mean(1)
+                seen["weight"] = pull.clamp(min=1e-6) ** -self.settings.relative
             if self.settings.keep:
                 *_, x, t = ways
                 stay = self.backbone.denoise(x, t, self.kept[draws["kept"]]).float()

@@ -4,9 +4,10 @@ from . import canvas
 from ._errors import InputError, unknown
 from .concept import Concept, Kind
 from .sets import SEEDS, SETS, Prompt, canvas_grid, canvas_plan, load, paraphrase, save
-from .templates import CONTEXTS, fill
+from .templates import BOTH, CONTEXTS, fill
 
 __all__ = [
+    "BOTH",
     "CONTEXTS",
     "SEEDS",
     "SETS",

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from erasers.erase import Task, configure, erase, solve
+from erasers.erase._finetune import together
 from erasers.erase._student import Student
 from erasers.erase.esd import away
 from erasers.pipelines import step_generator
@@ -17,7 +18,7 @@ MOON = Concept("moon", "circle")
 CROSS = {
     "unet": {"attn2"},
     "transformer": {"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context", "norm1_context"}
-    | {"context_embedder"},
+    | {"context_embedder", "norm_added_q", "norm_added_k"},
 }
 ONE = {"steps": 1, "batch": 4, "dense": True, "lr": 1e-3, "train": "cross", "sampler_steps": 3}
 
@@ -90,7 +91,7 @@ def compare(backbone, method, settings, want):
     assert moved == pytest.approx(1e-3, rel=1e-2)
 
 
-@pytest.mark.parametrize(("host", "relative"), [(None, False), ("star", False), (None, True)])
+@pytest.mark.parametrize(("host", "relative"), [(None, 0.0), ("star", 0.0), (None, 1.0)])
 def test_esd_step(small, host, relative):
     backbone = small
     other = copy.deepcopy(backbone)  # the student is a second network here
@@ -105,7 +106,7 @@ def test_esd_step(small, host, relative):
         e_c, e_0, e_h = (backbone.denoise(x, t, c) for c in (concept, null[[0] * 4], asked))
     target = (e_0 if host is None else e_h) - 2.0 * (e_c - e_0)
     error = (other.denoise(x, t, asked) - target).square().mean((1, 2, 3))
-    loss = sum(e / ((a - b).square().mean() if relative else 1) for e, a, b in zip(error, e_c, e_0, strict=True)) / 4
+    loss = sum(e / (a - b).square().mean() ** relative for e, a, b in zip(error, e_c, e_0, strict=True)) / 4
     compare(
         backbone,
         "esd",
@@ -114,9 +115,33 @@ def test_esd_step(small, host, relative):
     )
 
 
+def test_esd_in_company(sd):
+    """Beside a style that stays, the target starts from that style alone and goes away from the pair."""
+    moon, ink = Concept("moon", "circle", kind="object"), Concept("ink", "pencil", kind="style")
+    pairs = together((moon,), (ink, Concept("star", "")), synonyms=True)
+    assert pairs == {"a moon in ink style": "in ink style"}
+    other, rng = copy.deepcopy(sd), step_generator(7, 0)
+    stop, prompt = torch.randint(3, (4,), generator=rng), torch.randint(2, (4,), generator=rng)
+    assert set(prompt.tolist()) == {0, 1}
+    noise = torch.randn(4, *sd.latent_shape, generator=rng)
+    null = sd.unconditional(1)
+    asked = sd.encode(["moon", "a moon in ink style"])[prompt]
+    start = (null + sd.encode(["in ink style"]))[prompt]
+    with torch.no_grad():
+        x, t = walked(sd, asked, null, stop, noise, 3, 3.0)
+        e_c, e_s = (sd.denoise(x, t, c) for c in (asked, start))
+    loss = (other.denoise(x, t, asked) - (e_s - 2.0 * (e_c - e_s))).square().mean()
+    want = stepped(other, loss)
+    tool = configure("esd", "sd", {**ONE, "eta": 2.0, "compose": True})
+    delta = solve(tool, sd, task=Task((moon,), (ink,), 7))
+    for name, value in want.items():
+        have = delta.changes[name].applied(sd.parameters("cross")[name].data)
+        assert (have - value).abs().mean() < 1e-5
+
+
 def test_esd_keeps_and_walks_by_itself(sd):
-    """Two steps: in the second the student has moved, so what it keeps pulls on it and the way to the concept is its
-    own, not the teacher's.
+    """Two steps: in the second the student has moved, so what it keeps pulls on it, the way to the concept is its own,
+    not the teacher's, and the learning rate has fallen to half.
     """
     other = copy.deepcopy(sd)
     concept, null = sd.encode(["moon"] * 4), sd.unconditional(1)
@@ -139,10 +164,11 @@ def test_esd_keeps_and_walks_by_itself(sd):
         gone = (other.denoise(x, t, concept) - (e_0 - 2.0 * (e_c - e_0))).square().mean((1, 2, 3))
         kept = (other.denoise(y, u, empty) - stay).square().mean((1, 2, 3))
         assert bool(kept.any()) == (k == 1)
+        adam.param_groups[0]["lr"] = 1e-3 * (1 - k / 2)
         adam.zero_grad()
         ((gone + 0.5 * kept) / pull).mean().backward()
         adam.step()
-    settings = {**ONE, "steps": 2, "eta": 2.0, "keep": 0.5, "relative": True}
+    settings = {**ONE, "steps": 2, "eta": 2.0, "keep": 0.5, "relative": 1.0, "decay": True}
     delta = solve(configure("esd", "sd", settings), sd, task=Task((MOON,), (), 7))
     for name, want in other.parameters("cross").items():
         have = delta.changes[name].applied(sd.parameters("cross")[name].data)
@@ -267,7 +293,7 @@ def test_dense_needs_float32(sd):
         ("esd", {"eta": 0.0}, "eta: expected a number above 0"),
         ("esd", {"keep": -1.0}, "keep: expected a number of at least 0"),
         ("esd", {"pool": -1}, "pool: expected"),
-        ("esd", {"sampler_steps": 0}, "sampler-steps: expected at least 1"),
+        ("esd", {"sampler_steps": 0}, "sampler-steps: expected a number of at least 1"),
         ("esd", {"train": "corss"}, "unknown train 'corss': did you mean 'cross'"),
         ("esd", {"rank": 0}, "rank: expected at least 1"),
         ("esd", {"lr": float("inf")}, "lr: expected a number above 0"),
