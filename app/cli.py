@@ -122,6 +122,8 @@ def erase(
     from ..erase import concept as known
     from ..erase import erase as run
 
+    if not folder.name:
+        raise InputError(f"--out: expected the name of a new folder, got {str(folder)!r}")
     check_target(folder, force, holds=CONFIG_FILE)
     given = {k: v for k, v in settings.items() if v is not None}
     configure(method, preset or "paper", given)  # refuse a bad setting before anything heavy is loaded
@@ -544,6 +546,13 @@ def main() -> None:
         code = build(sys.argv[1:])(standalone_mode=False)
     except InputError as error:
         _complain(str(error))
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        _complain(
+            f"out of memory: {str(error).splitlines()[0][:160]}; lower --batch or raise --accumulate, add "
+            "--gradient-checkpointing, or load the model with --dtype float16 or bfloat16"
+        )
     except USAGE as error:
         if len(sys.argv) == 1:  # nothing was asked for: typer's message is the help
             error.show()
@@ -553,6 +562,11 @@ def main() -> None:
         err.print("erasers: interrupted; a training run goes on with the same command and --resume", style="red")
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's or the computer's memory was not enough."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _complain(message: str) -> NoReturn:

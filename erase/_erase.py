@@ -26,7 +26,7 @@ def concept(name: str, backbone: Backbone, anchor: str | None = None) -> Concept
     Raises:
         InputError: an empty name, or a name the Canvas world does not have.
     """
-    known = Concept(name) if backbone.preset != "canvas" or not name.strip() else canvas.find(name)
+    known = Concept(name) if backbone.world != "canvas" or not name.strip() else canvas.find(name)
     if anchor is None:
         return known
     return replace(known, anchor=anchor)
@@ -42,7 +42,7 @@ def _with_anchor_that_stays(one: Concept, gone: Sequence[Concept], backbone: Bac
     names = {n.lower() for c in gone for n in c.names}
     if one.anchor.lower() not in names:
         return one
-    if backbone.preset == "canvas" and one.anchor == canvas.CONCEPTS[one.name].anchor:
+    if backbone.world == "canvas" and one.anchor == canvas.CONCEPTS[one.name].anchor:
         domain = canvas.OBJECTS if one.kind == "object" else canvas.STYLES
         stay = [n for n in (*one.neighbours, *(c.name for c in domain)) if n not in names]
         if stay:
@@ -55,7 +55,7 @@ def default_preserve(concepts: Sequence[Concept], backbone: Backbone) -> tuple[C
     own `keep` and `neighbours`. Never what is being erased.
     """
     gone = {n for c in concepts for n in c.names}
-    if backbone.preset == "canvas":
+    if backbone.world == "canvas":
         return tuple(c for c in canvas.CONCEPTS.values() if c.name not in gone)
     names = dict.fromkeys(n for c in concepts for n in (*c.keep, *c.neighbours))
     return tuple(Concept(n) for n in names if n not in gone)
@@ -81,9 +81,11 @@ def _solve(tool: Method, backbone: Backbone, task: Task, loop: Loop | None) -> t
     if loop.validate_every and not loop.validate:
         loop = replace(loop, validate=tuple(c.name for c in (*task.concepts, *task.preserve[:2])))
     training = {"base": str(backbone.dtype).removeprefix("torch."), "mixed precision": loop.precision(backbone)}
+    given = settings_of(tool)
     identity = {
         "method": name_of(tool),
-        "settings": {k: v for k, v in settings_of(tool).items() if k != "steps"},
+        # another number of steps is the same run, unless the learning rate falls towards the last one
+        "settings": {k: v for k, v in given.items() if k != "steps" or given.get("decay")},
         "concepts": [asdict(c) for c in task.concepts],
         "preserve": [asdict(c) for c in task.preserve],
         "seed": task.seed,

@@ -274,8 +274,17 @@ class Attached:
         return self._acting()
 
     def activate(self) -> None:
-        """Switch it on again, beside the adapters that are on now."""
-        activate(self.pipe, self.name)
+        """Switch it on again, beside the adapters that are on now (all of them off: `pipe.enable_lora()` first, or this
+        one acts alone).
+
+        Raises:
+            InputError: it is no longer in the pipeline.
+        """
+        if not activate(self.pipe, self.name) and not self.is_active():
+            raise InputError(
+                f"the eraser {self.name!r} is no longer in the pipeline (unload_lora_weights takes all LoRAs out): "
+                "attach it again"
+            )
 
     def detach(self) -> None:
         """Take it out; the base is as it was, bit for bit.

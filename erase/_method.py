@@ -101,7 +101,7 @@ def configure(name: str, preset: str, settings: Mapping[str, Any]) -> Method:
         InputError: unknown method, preset or setting, or a value the method refuses.
     """
     cls = find(name)
-    preset = preset if preset in cls.presets else preset.partition("-")[0]
+    preset = "canvas" if preset == "canvas-flow" and preset not in cls.presets else preset
     if preset not in cls.presets:
         raise unknown(f"preset of {name}", preset, cls.presets)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]

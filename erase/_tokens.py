@@ -72,17 +72,17 @@ def edited(
     whole = backbone.text_states(texts, padded=True) if tokens == "all" else streams
     columns: list[tuple[Tensor, Tensor]] = []
     for stream, full in zip(streams, whole, strict=True):
-        seen, padded = dict(zip(texts, stream, strict=True)), dict(zip(texts, full.states, strict=True))
-        nothing = seen[""][1][-1]
+        nothing = dict(zip(texts, stream.states, strict=True))[""][-1]
+        ids, states = (dict(zip(texts, part, strict=True)) for part in (full.ids, full.states))
         for name, anchor, text, other in jobs:
-            here = span(seen[text][0], stream.spell(name))
+            here = span(ids[text], stream.spell(name))
             if anchor:
-                there = span(seen[other][0], stream.spell(anchor))
-                ends = (len(padded[text]), len(padded[other]))
-                columns += [(padded[text][i], padded[other][j]) for i, j in pair(here, there, ends, tokens)]
+                there = span(ids[other], stream.spell(anchor))
+                ends = (len(ids[text]), len(ids[other]))
+                columns += [(states[text][i], states[other][j]) for i, j in pair(here, there, ends, tokens)]
             else:
-                where = pair(here, range(1), (len(padded[text]), 1), tokens)
-                columns += [(padded[text][i], nothing) for i, _ in where]
+                where = pair(here, range(1), (len(ids[text]), 1), tokens)
+                columns += [(states[text][i], nothing) for i, _ in where]
     both = torch.stack([torch.cat(c) for c in columns]).float()
     c, a = both.unique(dim=0).T.chunk(2)
     return c, a

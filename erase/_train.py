@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,6 +36,8 @@ from ._lora import Factors
 Precision = Literal["auto", "no", "fp16", "bf16"]
 Track = Literal["tensorboard", "wandb"]
 CHECKPOINT = "checkpoint-{:06d}.safetensors"
+MARK = ".training"
+"""Marks a work folder as ours: nothing is ever deleted in another."""
 KEPT = 2
 REDUCE = 2**24
 """Gradients cross between processes in pieces of this many numbers."""
@@ -80,6 +83,8 @@ class Loop:
     divergence: float = 1000.0
 
     def __post_init__(self) -> None:
+        if self.work is not None:
+            object.__setattr__(self, "work", Path(self.work))
         for name, least in (("checkpoint_every", 0), ("validate_every", 0), ("accumulate", 1), ("divergence", 0)):
             if not getattr(self, name) >= least:
                 got = getattr(self, name)
@@ -333,12 +338,16 @@ class _Journal:
         """Make the work folder.
 
         Raises:
-            InputError: it cannot be made.
+            InputError: it cannot be made, or holds something else.
         """
         if self.loop.work is None or not self.main:
             return
+        mark = self._work / MARK
         try:
             self._work.mkdir(parents=True, exist_ok=True)
+            if not mark.exists() and any(self._work.iterdir()):
+                raise InputError(f"{self._work} holds files of no training run: choose an empty or a new folder")
+            mark.touch()
         except OSError as error:
             raise InputError(f"cannot write {self._work}: {error.strerror or error}; choose another place") from error
 
@@ -387,6 +396,11 @@ class _Journal:
             if self.main:
                 self._forget_after(self.step)
             return state
+        if there:
+            raise InputError(
+                f"no checkpoint in {self.loop.work} is whole and within {steps} steps (there: "
+                f"{', '.join(p.name for p in there)}): ask for more --steps, or start over with --restart"
+            )
         if self.main:
             self._forget_after(0)
         return None
@@ -418,7 +432,12 @@ class _Journal:
         partial.replace(log)
 
     def _clear(self, there: Sequence[Path]) -> None:
-        for path in (*there, *self._work.glob(".*.part"), *self._work.glob("validation/step-*.png")):
+        for path in (
+            *there,
+            *self._work.glob("*.part"),
+            *self._work.glob(".*.part"),
+            *self._work.glob("validation/step-*.png"),
+        ):
             path.unlink()
         (self._work / "log.jsonl").unlink(missing_ok=True)
         shutil.rmtree(self._work / "tensorboard", ignore_errors=True)
@@ -485,9 +504,19 @@ class _Journal:
         )
 
     def log(self, step: int, logs: Mapping[str, float]) -> None:
-        """A line in the log and a point in every tracker."""
+        """A line in the log and a point in every tracker.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         if not self.main:
             return
+        try:
+            self._log(step, logs)
+        except OSError as error:
+            raise InputError(f"cannot write in {self.loop.work}: {error}; make room and go on with --resume") from error
+
+    def _log(self, step: int, logs: Mapping[str, float]) -> None:
         for tracker in self._trackers:
             tracker.log(dict(logs), step=step)
         if self.loop.work is not None:
@@ -497,7 +526,11 @@ class _Journal:
                 f.write(json.dumps(row) + "\n")
 
     def validate(self, trainer: Trainer, backbone: Backbone, step: int) -> None:
-        """Draw the validation prompts, in the first process, into one picture."""
+        """Draw the validation prompts, in the first process, into one picture.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         self.session.accelerator.wait_for_everyone()
         if self.main:
             prompts = list(self.loop.validate)
@@ -505,8 +538,11 @@ class _Journal:
                 images = backbone.draw(prompts, [0] * len(prompts), steps=20, batch=len(prompts))
             sheet = make_grid([to_tensor(image) for image in images], nrow=len(images), pad_value=1.0)
             folder = self._work / "validation"
-            folder.mkdir(exist_ok=True)
-            to_pil_image(sheet).save(folder / f"step-{step:06d}.png")
+            try:
+                folder.mkdir(exist_ok=True)
+                to_pil_image(sheet).save(folder / f"step-{step:06d}.png")
+            except OSError as error:
+                raise InputError(f"cannot write in {folder}: {error}; make room and go on with --resume") from error
             for tracker in self._trackers:
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images(
@@ -518,7 +554,10 @@ class _Journal:
         """Close the trackers; a folder in which nothing was written goes."""
         for tracker in self._trackers:
             tracker.finish()
-        if self.loop.work is not None and self.main and self._work.is_dir() and not any(self._work.iterdir()):
+        if self.loop.work is None or not self.main or not self._work.is_dir():
+            return
+        if [p.name for p in self._work.iterdir()] == [MARK]:
+            (self._work / MARK).unlink()
             self._work.rmdir()
 
 
@@ -543,7 +582,16 @@ def _tracker(name: Track, loop: Loop, identity: Mapping[str, Any]) -> GeneralTra
         tracker.store_init_configuration({"settings": json.dumps(identity, ensure_ascii=False)})
     except (ImportError, NameError) as error:
         raise InputError(f"--track {name}: {name} is not installed; pip install {name}") from error
+    except _errors(name) as error:
+        raise InputError(f"--track {name}: it does not start: {error}") from error
     return tracker
+
+
+def _errors(name: Track) -> tuple[type[Exception], ...]:
+    """What a tracker that does not start raises: a broken place or setting, or its own kind of error."""
+    wandb = sys.modules.get("wandb") if name == "wandb" else None
+    own = () if wandb is None else (wandb.errors.Error,)
+    return (OSError, RuntimeError, ValueError, *own)
 
 
 # ---------------------------------------------------------------- states of optimisers

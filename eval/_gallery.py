@@ -29,7 +29,7 @@ class Sampling:
     Attributes:
         steps: sampler steps.
         guidance: classifier-free guidance scale; 1 is off.
-        sampler: "ddim", "dpm++", "euler", "pndm"; None keeps the pipeline's own.
+        sampler: "ddim", "dpm++", "euler", "pndm", for flows "euler"; None keeps the pipeline's own.
         batch: images drawn at once.
     """
 
@@ -44,11 +44,20 @@ class Sampling:
                 raise InputError(f"{name}: expected 1 to {most}, got {getattr(self, name)}")
 
 
-SAMPLING = {"canvas": Sampling(steps=12, guidance=4.0, sampler="dpm++", batch=60), "sd": Sampling()}
+SAMPLING = {
+    "canvas": Sampling(steps=12, guidance=4.0, sampler="dpm++", batch=60),
+    "canvas-flow": Sampling(steps=28, guidance=7.0, batch=60),
+    "sd": Sampling(),
+}
 
 
 def sampling(backbone: Backbone) -> Sampling:
-    """The evaluation settings that suit a pipeline (see docs/canvas.md for how Canvas' were chosen)."""
+    """The evaluation settings that suit a pipeline (docs/canvas.md: how Canvas' were chosen); for transformers
+    the stock call's own.
+    """
+    if backbone.component == "transformer" and not backbone.world:
+        steps, guidance = backbone.defaults
+        return Sampling(steps=steps, guidance=guidance)
     return SAMPLING[backbone.preset]
 
 

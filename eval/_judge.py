@@ -65,7 +65,7 @@ def judges(backbone: Backbone) -> Judges:
     Raises:
         InputError: the pipeline's world has none.
     """
-    if backbone.preset != "canvas":
+    if backbone.world != "canvas":
         raise InputError(
             f"no judges for {backbone.name!r}: UA, IRA and CRA need classifiers trained on its images; known: canvas"
         )

@@ -112,13 +112,16 @@ def _inject(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor], name: str) -
 
 
 def _remove(pipe: DiffusionPipeline, name: str) -> None:
-    """Take an adapter out, and with the last one the layers that PEFT put in."""
+    """Take an adapter out from among others."""
     if hasattr(pipe, "delete_adapters"):
         pipe.delete_adapters([name])
         return
-    for m in layers(*components(pipe)):
-        if name in getattr(m, "scaling", {}):
-            m.delete_adapter(name)
+    for root in components(pipe):
+        for m in layers(root):
+            if name in getattr(m, "scaling", {}):
+                m._active_adapter = [n for n in m.active_adapters if n != name]
+                m.delete_adapter(name)
+        getattr(root, "peft_config", {}).pop(name, None)
 
 
 def _clear(pipe: DiffusionPipeline) -> None:
@@ -176,14 +179,17 @@ def watch(pipe: DiffusionPipeline, name: str, denoiser: nn.Module, message: str)
     return denoiser.register_forward_pre_hook(look)
 
 
-def activate(pipe: DiffusionPipeline, name: str) -> None:
-    """Let adapter `name` act again beside whatever acts now."""
+def activate(pipe: DiffusionPipeline, name: str) -> bool:
+    """Let adapter `name` act again beside whatever acts now. False if it is not there."""
+    there = False
     for root in components(pipe):
         found = layers(root)
         on = list(dict.fromkeys(n for m in found if not m.disable_adapters for n in m.active_adapters))
         if any(name in getattr(m, "scaling", {}) for m in found):
+            there = True
             for m in found:
                 m._disable_adapters, m._active_adapter = False, [*(n for n in on if n != name), name]
+    return there
 
 
 def low_rank(pipe: DiffusionPipeline, name: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:

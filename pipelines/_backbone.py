@@ -117,6 +117,11 @@ class Backbone(Protocol):
     """The Linear that reads the pooled text vector, if there is one."""
 
     @property
+    def world(self) -> str:
+        """The world whose concepts it draws: "canvas", or "" for any."""
+        ...
+
+    @property
     def component(self) -> str:
         """The denoiser's name in the pipeline."""
         ...
@@ -222,6 +227,11 @@ class Backbone(Protocol):
 
     def uncover(self, label: str) -> None:
         """Take that cover away."""
+        ...
+
+    @property
+    def defaults(self) -> tuple[int, float]:
+        """Sampler steps and guidance scale of a stock call that names neither."""
         ...
 
     def save_denoiser(self, folder: Path) -> None:

@@ -12,8 +12,14 @@ from ._backbone import TextStates
 
 
 def speller(tok: Any) -> Callable[[str], list[list[int]]]:  # noqa: ANN401
-    """From a name to its token numbers at the start of a text and within one, which differ for some tokenizers."""
-    return lambda name: [list(tok(t, add_special_tokens=False).input_ids) for t in (f" {name}", name)]
+    """From a name to its token numbers at the start of a text and within one, which differ for some tokenizers, and in
+    lower case, which some pipelines make of every prompt.
+    """
+    return lambda name: [
+        list(tok(t, add_special_tokens=False).input_ids)
+        for word in dict.fromkeys((name, name.lower()))
+        for t in (f" {word}", word)
+    ]
 
 
 def clip_states(

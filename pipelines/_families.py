@@ -72,6 +72,7 @@ class Family:
         keeps: arguments of the denoiser's call with a row for each prompt.
         shares: arguments without.
         text: the argument that carries the prompt's states.
+        second: of `keeps`, those with the rows in their second dimension.
         positional: names of the call's positional arguments after the latent, if it has any.
         clock: name of the time argument.
         time: from the scheduler's time, the denoiser's precision and its config to that argument.
@@ -82,6 +83,8 @@ class Family:
         guidance: the stock call's argument that sets guidance.
         less: by how much that argument is below the usual guidance scale.
         embedded: guidance goes into the denoiser as a number (guidance-distilled).
+        maskless: the mask of the prompt's states is left out where nothing is masked.
+        guided: whether it knows any guidance.
         rescaled: the guided prediction gets the norm of the conditional one, along the last dimension.
         off: the arguments that switch guidance off.
         call: more arguments of every stock call.
@@ -95,6 +98,7 @@ class Family:
         image: attention of the image tokens.
         pooled: the Linear that reads the pooled text vector.
         packed: latents are tokens of 2 x 2 patches.
+        whitened: the patches are normalised by statistics that the autoencoder keeps (Flux.2).
     """
 
     name: str
@@ -102,6 +106,7 @@ class Family:
     keeps: tuple[str, ...] = ("encoder_hidden_states",)
     shares: tuple[str, ...] = ()
     text: str = "encoder_hidden_states"
+    second: tuple[str, ...] = ()
     positional: tuple[str, ...] = ()
     clock: str = "timestep"
     time: Time = as_is
@@ -111,6 +116,8 @@ class Family:
     guidance: str = "guidance_scale"
     less: float = 0.0
     embedded: bool = False
+    guided: bool = True
+    maskless: bool = False
     rescaled: bool = False
     off: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     call: Mapping[str, Any] = field(default_factory=dict)
@@ -125,6 +132,8 @@ class Family:
         "add_k_proj",
         "add_v_proj",
         "to_add_out",
+        "norm_added_q",
+        "norm_added_k",
         "ff_context",
         "norm1_context",
         "context_embedder",
@@ -132,6 +141,7 @@ class Family:
     image: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out")
     pooled: str | None = None
     packed: bool = False
+    whitened: bool = False
 
 
 def cross_attention(caption: str) -> dict[str, Any]:
@@ -152,6 +162,16 @@ FLUX: dict[str, Any] = {
     "streams": (Stream("text_encoder_2", "tokenizer_2"),),
     "pooled": POOLED,
     "packed": True,
+}
+FLUX_2: dict[str, Any] = {
+    "time": rounded,
+    "packed": True,
+    "whitened": True,
+    "text_side": (
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added_q", "norm_added_k", "ff_context"),
+        *("double_stream_modulation_txt", "context_embedder"),
+    ),
+    "image": ("to_q", "to_k", "to_v", "to_out", "to_qkv_mlp_proj"),
 }
 PIXART: dict[str, Any] = {
     "keeps": ("encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"),
@@ -184,6 +204,21 @@ FAMILIES: dict[str, Family] = {
             guidance="true_cfg_scale",
             off={"true_cfg_scale": 1.0},
             **FLUX,
+        ),
+        Family(
+            "flux2",
+            "Flux2Pipeline",
+            keeps=("encoder_hidden_states", "txt_ids", "img_ids", "guidance"),
+            negative="same",
+            embedded=True,
+            **FLUX_2,
+        ),
+        Family(
+            "flux2-klein",
+            "Flux2KleinPipeline",
+            keeps=("encoder_hidden_states", "txt_ids", "img_ids"),
+            negative="next",
+            **FLUX_2,
         ),
         Family(
             "chroma",
@@ -238,12 +273,33 @@ FAMILIES: dict[str, Family] = {
             time=rounded,
             negative="next",
             guidance="true_cfg_scale",
+            maskless=True,
             rescaled=True,
             off={"true_cfg_scale": 1.0},
             streams=(Stream(skip=34),),
             text_in=("txt_in",),
-            text_side=("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "txt_mlp", "txt_mod", "txt_in"),
+            text_side=(
+                *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added_q", "norm_added_k"),
+                *("txt_mlp", "txt_mod", "txt_in", "txt_norm"),
+            ),
             packed=True,
+        ),
+        Family(
+            "hidream",
+            "HiDreamImagePipeline",
+            keeps=("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds"),
+            text="encoder_hidden_states_t5",
+            second=("encoder_hidden_states_llama3",),
+            clock="timesteps",
+            sign=-1,
+            streams=(),
+            text_in=("caption_projection",),
+            text_kv=("to_k_t", "to_v_t"),
+            text_side=(
+                *("to_q_t", "to_k_t", "to_v_t", "to_out_t", "q_rms_norm_t", "k_rms_norm_t", "ff_t"),
+                "caption_projection",
+            ),
+            pooled="transformer.p_embedder.pooled_embedder.linear_1",
         ),
         Family(
             "z-image",

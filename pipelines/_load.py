@@ -30,7 +30,8 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
 
     Args:
         source: a bundled name (`models()`), a diffusers folder, or a Hub id.
-        dtype: "float32" (the default on a CPU), "float16" (the default on a GPU) or "bfloat16".
+        dtype: "float32" (the default on a CPU), "float16" or "bfloat16" (the defaults on a GPU: the first for UNets,
+            the second for transformers).
         device: "cpu", "cuda", ...; a GPU where there is one by default.
 
     Raises:
@@ -43,10 +44,16 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
     if device in (None, "cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         device = str(PartialState(cpu=not torch.cuda.is_available()).device)  # each process has its own
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = DTYPES[dtype] if dtype else (torch.float32 if device.startswith("cpu") else torch.float16)
     where = BUNDLED[name].folder if name in BUNDLED else Path(name)
     if name not in BUNDLED:
         _check(name, where)
+    kind = (
+        DTYPES[dtype]
+        if dtype
+        else torch.float32
+        if device.startswith("cpu")
+        else _half(where if where.is_dir() else name)
+    )
     try:
         with quiet():
             pipe = DiffusionPipeline.from_pretrained(
@@ -60,6 +67,18 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
         raise InputError(f"cannot use device {device!r}: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return wrap(pipe, name)
+
+
+def _half(source: Path | str) -> torch.dtype:
+    """The half precision that a model was made for: bfloat16 for transformers, whose activations can overflow in
+    float16; float16 for the UNets of Stable Diffusion.
+    """
+    try:
+        kind = DiffusionPipeline.load_config(source).get("_class_name", "")
+    except (OSError, ValueError):
+        return torch.float16  # loading it will say what is wrong
+    old = kind.startswith("StableDiffusion") and not kind.startswith("StableDiffusion3")
+    return torch.float16 if old else torch.bfloat16
 
 
 def _check(name: str, where: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -55,6 +56,10 @@ class StockBackbone:
         self.call: Mapping[str, Any] = call or {}
 
     @property
+    def world(self) -> str:
+        return "canvas" if self.preset.startswith("canvas") else ""
+
+    @property
     def denoiser(self) -> nn.Module:
         return getattr(self.pipe, self.component)
 
@@ -93,6 +98,14 @@ class StockBackbone:
     def combine(self, free: Tensor, led: Tensor, guidance: float) -> Tensor:
         """The guided prediction from the unconditional and the conditional one."""
         return free + guidance * (led - free)
+
+    @property
+    def defaults(self) -> tuple[int, float]:
+        """Sampler steps and guidance of a stock call that names neither."""
+        given = inspect.signature(type(self.pipe).__call__).parameters
+        (name,) = self.guidance_call(1.0, 0).keys()
+        less = 1.0 - self.guidance_call(1.0, 0)[name]
+        return int(given["num_inference_steps"].default), float(given[name].default) + less
 
     def guidance_call(self, guidance: float, n: int) -> dict[str, Any]:
         """The stock call's arguments for that guidance on n prompts."""
@@ -277,6 +290,8 @@ class StockBackbone:
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
         net: Any = self.denoiser
+        if net.config.get("force_inference_output") is False:
+            raise InputError(f"{self.family} cannot be trained with --gradient-checkpointing: leave it out")
         was_on, was_training = net.is_gradient_checkpointing, net.training
         net.enable_gradient_checkpointing()
         net.train()  # diffusers checkpoints in training mode only

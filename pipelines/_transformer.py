@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any, get_args
 
 import torch
@@ -17,7 +17,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
     SchedulerMixin,
 )
 from torch import Tensor, nn
@@ -57,8 +56,6 @@ class TransformerBackbone(StockBackbone):
         preset: the name of the settings that suit it.
         call: more arguments of every stock call, such as `max_sequence_length`, `height` and `width`.
 
-    Raises:
-        InputError: the scheduler is of another kind than the family's.
     """
 
     component = "transformer"
@@ -73,46 +70,59 @@ class TransformerBackbone(StockBackbone):
         call: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(pipe, name, family=family.name, preset=preset, call={**family.call, **(call or {})})
+        if getattr(
+            pipe.config, "is_distilled", False
+        ):  # Flux.2 Klein: guidance is in the weights, and there is no other
+            family = replace(family, negative="same", guided=False)
         self.row, self.pooled = family, family.pooled
-        self.samplers, self.law = self._rules()
+        self._walks: dict[tuple[int, int], SchedulerMixin] = {}
 
-    def _rules(self) -> tuple[Mapping[str, Maker], Law]:
-        config, row = self.pipe.scheduler.config, self.row
-        if row.epsilon:
-            prediction = config.get("prediction_type")
-            if prediction != "epsilon":
-                raise InputError(f"{self.name}: expected a scheduler that predicts epsilon, it says {prediction!r}")
-            makers = {
+    @cached_property
+    def samplers(self) -> Mapping[str, Maker]:  # type: ignore[override]
+        if self.row.epsilon:
+            return {
                 "ddim": _ddim,
                 "dpm++": DPMSolverMultistepScheduler.from_config,
                 "euler": EulerDiscreteScheduler.from_config,
             }
-            return makers, Diffusion(_ddim(config).alphas_cumprod)
-        flows = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, DPMSolverMultistepScheduler)
-        kind = config.get("prediction_type", "flow_prediction")
-        if not isinstance(self.pipe.scheduler, flows) or kind != "flow_prediction":
-            raise InputError(
-                f"{self.name}: expected a flow-matching scheduler, got {type(self.pipe.scheduler).__name__}"
-            )
-        makers = {"euler": FlowMatchEulerDiscreteScheduler.from_config}
-        shift = float(config.get("shift", config.get("flow_shift", 1.0)))
-        scale, warp = float(config.num_train_timesteps), 1.0
+        shift = self._own_shift
+        return {"euler": lambda config: FlowMatchEulerDiscreteScheduler.from_config(config, shift=shift)}
+
+    @cached_property
+    def law(self) -> Law:  # type: ignore[override]
+        """Raises InputError if the scheduler is of another kind than the family's."""
+        own, row = self.pipe.scheduler, self.row
+        prediction = own.config.get("prediction_type", "flow_prediction")
+        if prediction != ("epsilon" if row.epsilon else "flow_prediction"):
+            kind = "epsilon" if row.epsilon else "flows"
+            raise InputError(f"{self.name}: expected a scheduler for {kind}, {type(own).__name__} says {prediction!r}")
+        if row.epsilon:
+            return Diffusion(_ddim(own.config).alphas_cumprod)
+        scale, warp = float(own.config.num_train_timesteps), 1.0
         if row.warped:
-            half = self._record([""], steps=2, **row.off)[0]
-            warp, shift = float(_odds(half.sigmas[1]) / _odds(half.timesteps[1] / scale)), 1.0
-        return makers, Flow(row.sign, scale, shift, warp)
+            half = self._record([""], **row.off)[0]
+            warp = float(_odds(half.sigmas[1]) / _odds(half.timesteps[1] / scale))
+        return Flow(row.sign, scale, 1.0, warp)
+
+    @property
+    def _own_shift(self) -> float:
+        config = self.pipe.scheduler.config
+        return float(config.get("shift", config.get("flow_shift", 1.0)))
 
     # ------------------------------------------------------------ the stock call
 
-    def _record(self, prompts: Sequence[str], *, steps: int = 1, calls: int = 1, **more: Any) -> tuple[Any, list[Call]]:  # noqa: ANN401
-        """The stock pipeline's first calls of its denoiser, and its scheduler as it stands then."""
+    def _record(self, prompts: Sequence[str], *, steps: int = 2, calls: int = 1, **more: Any) -> tuple[Any, list[Call]]:  # noqa: ANN401
+        """The stock pipeline's first calls of its denoiser, and a scheduler as its own stands then (with one step some
+        families' times are undefined). No randomness of the user's is consumed.
+        """
         if (kind := type(self.pipe).__name__) != self.row.pipeline:
             raise InputError(f"{self.name} is a {kind}: erasing needs a text-to-image pipeline; erasers attach to both")
         own = self.pipe.scheduler
         self.pipe.scheduler = copy.deepcopy(own)
         try:
             call = {"prompt": list(prompts), "num_inference_steps": steps, **self.call, **more}
-            return self.pipe.scheduler, record(self.pipe, self.denoiser, calls=calls, **call)
+            calls_made = record(self.pipe, self.denoiser, calls=calls, generator=torch.Generator(), **call)
+            return self.pipe.scheduler, calls_made
         finally:
             self.pipe.scheduler = own
 
@@ -125,8 +135,10 @@ class TransformerBackbone(StockBackbone):
         row = self.row
         given = {**call.kwargs, **dict(zip(row.positional, call.rest, strict=False))}
         kwargs = {k: v for k in row.keeps if (v := given.get(k)) is not None}
-        if f"{row.text}_mask" in row.keeps and f"{row.text}_mask" not in kwargs:  # left out where no text is padded
-            kwargs[f"{row.text}_mask"] = torch.ones(kwargs[row.text].shape[:2], dtype=torch.int64, device=self.device)
+        kwargs |= {k: kwargs[k].transpose(0, 1) for k in row.second}
+        if row.maskless and f"{row.text}_mask" not in kwargs:
+            text = kwargs[row.text]
+            kwargs[f"{row.text}_mask"] = torch.ones(text.shape[:2], dtype=torch.int64, device=text.device)
         return Condition(kwargs, count, {k: given[k] for k in row.shares})
 
     def encode(self, prompts: Sequence[str]) -> Condition:
@@ -163,6 +175,8 @@ class TransformerBackbone(StockBackbone):
                 handle.remove()
 
     def text_states(self, texts: Sequence[str], *, padded: bool = False) -> tuple[TextStates, ...]:
+        if not self.row.streams:
+            raise InputError(f"no closed form is known for {self.family}: choose a trained method, such as esd")
         with self._reading() as seen:
             cond = self.encode(texts)
         layer = next(iter(self.modules("text-in")))  # what enters it: in some families the states are normalised first
@@ -177,6 +191,7 @@ class TransformerBackbone(StockBackbone):
             ids, mask = seen[stream.encoder]
             rows = stream.rows or max(len(s) for s in states) - start
             tok = getattr(self.pipe, stream.tokenizer)
+            tok = getattr(tok, "tokenizer", tok)  # a processor of images and text holds one
             index = torch.arange(ids.shape[1])
             index = index[stream.skip :][:rows] if stream.skip is not None else index[[0, *range(1 - rows, 0)]]
             parts = []
@@ -190,11 +205,12 @@ class TransformerBackbone(StockBackbone):
         return tuple(out)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        row, kwargs = self.row, dict(cond.kwargs)
+        row = self.row
+        kwargs = {**cond.kwargs, **{k: cond.kwargs[k].transpose(0, 1) for k in row.second}}
         x = x.to(self.device, self.dtype)
         t = row.time(t.to(self.device), self.dtype, self.denoiser.config)
-        if f"{row.text}_mask" in kwargs and row.name == "qwen-image" and bool(kwargs[f"{row.text}_mask"].all()):
-            kwargs[f"{row.text}_mask"] = None  # as the stock call leaves it out
+        if row.maskless and bool(kwargs[f"{row.text}_mask"].all()):
+            kwargs[f"{row.text}_mask"] = None
         if row.listed:
             out = self.denoiser(list(x.unsqueeze(2)), t, **kwargs, return_dict=False)[0]
             return torch.stack(list(out)).squeeze(2)
@@ -205,13 +221,24 @@ class TransformerBackbone(StockBackbone):
 
     @cached_property
     def _shift(self) -> float:
-        """Of the training times: the scheduler's own, or what the pipeline makes of its image size (read off the
-        second of two steps, which is one half before the shift).
-        """
-        assert isinstance(self.law, Flow)
+        """Of the training times: the scheduler's own, or what the pipeline makes of its image size."""
         if self.row.warped or not self.pipe.scheduler.config.get("use_dynamic_shifting"):
-            return self.law.shift
-        return float(_odds(self._record([""], steps=2, **self.row.off)[0].sigmas[1]))
+            return 1.0 if self.row.warped else self._own_shift
+        told: list[float] = []
+        own = self.pipe.scheduler
+        keep = own.set_timesteps
+
+        @wraps(keep)  # the pipelines look at its arguments' names
+        def listen(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            told.append(kwargs["mu"])
+            return keep(*args, **kwargs)
+
+        own.set_timesteps = listen
+        try:
+            self._record([""], **self.row.off)
+        finally:
+            del own.set_timesteps
+        return float(_odds(torch.as_tensor(own.time_shift(told[0], 1.0, torch.tensor(0.5)))))
 
     def times(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         if isinstance(self.law, Flow):
@@ -227,14 +254,30 @@ class TransformerBackbone(StockBackbone):
         own = self.pipe.scheduler
         if not 1 <= steps < own.config.num_train_timesteps:
             raise InputError(f"sampler-steps: expected 1 to {own.config.num_train_timesteps - 1}, got {steps}")
-        if not self.row.epsilon and isinstance(own, FlowMatchEulerDiscreteScheduler):
-            return self._record([""], steps=steps, **self.row.off)[0]
-        euler = FlowMatchEulerDiscreteScheduler
-        scheduler = _ddim(own.config) if self.row.epsilon else euler(shift=self._shift)
-        scheduler.set_timesteps(steps, device=self.device)
-        return scheduler
+        key = (steps, id(own))
+        if key not in self._walks:
+            self._walks[key] = self._walk(steps)
+        return copy.deepcopy(self._walks[key])
+
+    def _walk(self, steps: int) -> SchedulerMixin:
+        own = self.pipe.scheduler
+        if self.row.epsilon:
+            scheduler = _ddim(own.config)
+            scheduler.set_timesteps(steps, device=self.device)
+            return scheduler
+        theirs = self._record([""], steps=steps, **self.row.off)[0]
+        euler = FlowMatchEulerDiscreteScheduler()
+        euler.set_timesteps(1)
+        # Heun's method visits every level but the ends twice
+        new = torch.cat([torch.tensor([True]), theirs.timesteps.cpu().diff() != 0])
+        level = theirs.sigmas.cpu()
+        euler.timesteps = theirs.timesteps[new.to(theirs.timesteps.device)].to(self.device, torch.float32)
+        euler.sigmas = torch.cat([level[:-1][new], level[-1:]])
+        return euler
 
     def guided(self, cond: Condition, guidance: float) -> Condition:
+        if not self.row.guided:
+            return replace(cond)
         if not self.row.embedded:
             return cond
         return replace(cond, kwargs={**cond.kwargs, "guidance": torch.full_like(cond.kwargs["guidance"], guidance)})
@@ -260,6 +303,10 @@ class TransformerBackbone(StockBackbone):
     def _pack(self, z: Tensor) -> Tensor:
         if not self.row.packed:
             return super()._pack(z)
+        if self.row.whitened:
+            z = self.pipe._patchify_latents(z)
+            mean, std = self._statistics(z)
+            return ((z - mean) / std).flatten(2).transpose(1, 2)
         if z.ndim == 5:  # with a frame dimension, normalised channel by channel
             mean, std = self._channels(z)
             z = ((z - mean) / std).squeeze(2)
@@ -270,11 +317,21 @@ class TransformerBackbone(StockBackbone):
     def _unpack(self, z: Tensor) -> Tensor:
         if not self.row.packed:
             return super()._unpack(z)
+        if self.row.whitened:
+            patch = 2 * self.pipe.vae_scale_factor
+            z = z.transpose(1, 2).unflatten(2, tuple(side // patch for side in self._size()))
+            mean, std = self._statistics(z)
+            return self.pipe._unpatchify_latents(z * std + mean)
         z = self.pipe._unpack_latents(z, *self._size(), self.pipe.vae_scale_factor)
         if z.ndim == 5:
             mean, std = self._channels(z)
             return z * std + mean
         return super()._unpack(z)
+
+    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        vae = self.pipe.vae
+        mean, var = (v.view(1, -1, 1, 1).to(z) for v in (vae.bn.running_mean, vae.bn.running_var))
+        return mean, (var + vae.config.batch_norm_eps).sqrt()
 
     def _channels(self, z: Tensor) -> tuple[Tensor, Tensor]:
         config = self.pipe.vae.config

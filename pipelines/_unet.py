@@ -78,11 +78,16 @@ class UNetBackbone(StockBackbone):
     def unconditional(self, n: int) -> Condition:
         return self._condition(self._record([""] * n, 2.0), 2 * n)[:n]
 
-    def _record(self, prompts: list[str], guidance: float) -> Mapping[str, object]:
+    def _check(self) -> None:
         if not isinstance(self.pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
             kind = type(self.pipe).__name__
             raise InputError(f"{self.name} is a {kind}: erasing needs a text-to-image pipeline; erasers attach to both")
-        return record(self.pipe, self.denoiser, prompt=prompts, guidance_scale=guidance, **self.call)[0].kwargs
+
+    def _record(self, prompts: list[str], guidance: float) -> Mapping[str, object]:
+        self._check()
+        return record(
+            self.pipe, self.denoiser, prompt=prompts, guidance_scale=guidance, generator=torch.Generator(), **self.call
+        )[0].kwargs
 
     @staticmethod
     def _condition(kwargs: Mapping[str, object], count: int) -> Condition:
@@ -91,6 +96,7 @@ class UNetBackbone(StockBackbone):
 
     @torch.no_grad()
     def text_states(self, texts: Sequence[str], *, padded: bool = False) -> tuple[TextStates, ...]:
+        self._check()
         pipe, big = self.pipe, self.family == "sdxl"
         towers = [(pipe.tokenizer, pipe.text_encoder)]
         towers += [(pipe.tokenizer_2, pipe.text_encoder_2)] if big else []

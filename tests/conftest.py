@@ -9,7 +9,7 @@ from families import EVERY, build
 import tiny
 from erasers.pipelines import Backbone, load, wrap
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(params=[*EVERY, "canvas-sd"])

@@ -8,7 +8,7 @@ from erasers.pipelines import Backbone, wrap
 
 TRANSFORMERS = (
     *("flux", "flux_cfg", "chroma", "aura_flow", "pixart", "pixart_alpha"),
-    *("sana", "lumina2", "cogview4", "qwen_image", "z_image"),
+    *("sana", "lumina2", "cogview4", "qwen_image", "z_image", "flux2", "flux2_klein", "hidream"),
 )
 EVERY = (*tiny.FAMILIES, *TRANSFORMERS)
 

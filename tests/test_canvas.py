@@ -17,6 +17,7 @@ from erasers.pipelines.canvas import train
 from erasers.pipelines.canvas._fit import Fit, fit
 from erasers.pipelines.canvas.draw import RENDERERS, SILHOUETTES, SIZE
 from erasers.pipelines.canvas.draw import draw as drawing
+from erasers.pipelines.canvas.models import token_ids
 from erasers.pipelines.canvas.world import HELD_OUT_SEED, OBJECT_NAMES, STYLE_NAMES, captions, world
 from erasers.prompts import canvas as words
 
@@ -165,7 +166,7 @@ class TestShipped:
         other.eval()
         texts, x = ["a moon", "A star image in ink style.", "xylophone"], data.pixels(torch.arange(0, 240, 40))
         ids = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
-        assert torch.equal(ids, train.token_ids(tok, texts))
+        assert torch.equal(ids, token_ids(tok, texts))
         with torch.no_grad():
             ours = model(input_ids=ids, pixel_values=x)
             theirs = other.encode_text(ids, normalize=True), other.encode_image(x, normalize=True)

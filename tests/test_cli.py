@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -164,6 +165,7 @@ BAD = {
     "rank 0": (["erase", "moon", "--method", "random", "--rank", "0"], "rank: expected at least 1"),
     "unknown preset": (["erase", "moon", "--preset", "papr"], "did you mean 'paper'"),
     "resume a closed form": (["erase", "moon", "--resume"], "has no checkpoints"),
+    "this folder as output": (["erase", "moon", "--out", "."], "expected the name of a new folder"),
     "unwritable output": (["erase", "moon", "--out", "/proc/nowhere/e"], "cannot write"),
     "no eraser": (["grid", "--out", "g.png"], "no eraser given"),
     "missing eraser": (["grid", "--eraser", "nothing", "--out", "g.png"], "no eraser at nothing"),
@@ -206,6 +208,12 @@ def test_mistakes(name, eraser, tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_out_of_memory_has_a_line_of_its_own():
+    assert cli.out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert cli.out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not cli.out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
 def test_existing_output(eraser):
     before = snapshot(eraser)
     code, _, err = run("erase", "moon", "--out", eraser)
@@ -244,7 +252,13 @@ def test_a_trained_method(tmp_path):
     record = json.loads((tmp_path / "a/eraser_config.json").read_text())
     assert (record["settings"]["from_"], record["settings"]["steps"], record["kind"]) == ("cat", 2, "lora")
     work = tmp_path / "a.training"
-    assert sorted(p.name for p in work.rglob("*")) == ["log.jsonl", "step-000000.png", "step-000002.png", "validation"]
+    assert sorted(p.name for p in work.rglob("*")) == [
+        ".training",
+        "log.jsonl",
+        "step-000000.png",
+        "step-000002.png",
+        "validation",
+    ]
     code, out, err = run("erase", "moon", *short, "--dense", "--out", tmp_path / "b")
     assert code == 0, err
     assert "weights" in out

@@ -339,6 +339,15 @@ class TestTheTrap:
             warnings.simplefilter("error")
             output(sd)
 
+    def test_what_is_gone_cannot_be_switched_on(self, sd):
+        handle = erase("moon", sd).attach(sd)
+        sd.pipe.unload_lora_weights()
+        with pytest.raises(InputError, match=r"no longer in the pipeline .* attach it again"):
+            handle.activate()
+        made = erase("moon", sd, method=DENSE).attach(sd)
+        made.activate()  # a delta is not switched by adapters
+        made.detach()
+
     def test_switched_off_by_hand_is_no_accident(self, sd):
         handle = erase("moon", sd).attach(sd)
         with warnings.catch_warnings():

@@ -18,6 +18,7 @@ from erasers.prompts import Concept, InputError
 FEW = ("sd", "sdxl", "sd3", "flux", "z_image", "canvas-sd")
 """A closed form and a trained method meet every family; the others those that differ most."""
 CASES = [(m, f) for m in methods() for f in [*EVERY, "canvas-sd"] if m in ("uce", "esd") or f in FEW]
+CASES.remove(("uce", "hidream"))  # refused in one line
 
 
 PROJECT = '''"""Our lab's method: the concept's prompt learns to predict what the empty prompt predicts."""
@@ -85,13 +86,17 @@ def test_every_method_of_the_folder_has_three_presets(name):
     assert {"paper", "sd", "canvas"} <= set(find(name).presets)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-@pytest.mark.parametrize(("method", "family"), [c for c in CASES if c[1] != "canvas-sd"])
+UNETS = ("sd", "sd2", "sdxl")
+HALVES = [(*c, torch.bfloat16) for c in CASES if c[1] != "canvas-sd"]
+HALVES += [(*c, torch.float16) for c in CASES if c[1] in UNETS]
+
+
+@pytest.mark.parametrize(("method", "family", "dtype"), HALVES, ids=lambda x: str(x).removeprefix("torch."))
 def test_half_precision_bases(method, family, dtype, tmp_path):
-    """Erase, save and verify, attach, detach and bake on a base in half precision."""
+    """Erase, save and verify, attach, detach and bake on a base in half precision: bfloat16, and for UNets float16."""
     backbone = build(family, dtype)
     # random weights are small: a strong edit stands out against the rounding of half precision
-    strong = {"uce": {"ridge": 0.01}, "random": {"strength": 20.0}}
+    strong = {"uce": {"ridge": 0.001, "preserve_scale": 0.0}, "random": {"strength": 20.0}}
     short = {"steps": 4, "batch": 2, "sampler_steps": 2, "lr": 0.3}
     short |= {"pool": 2} if method == "esd" else {"images": 2}
     eraser = erase("moon", backbone, method=(method, strong.get(method, short)))

@@ -22,7 +22,7 @@ from erasers.prompts import InputError
 SHORT = {"steps": 6, "batch": 3, "sampler_steps": 3, "lr": 1e-2, "rank": 2}
 KINDS = {
     "lora": ("esd", SHORT),
-    "pool": ("esd", {**SHORT, "pool": 4, "keep": 0.5}),
+    "pool": ("esd", {**SHORT, "pool": 4, "refresh": 2, "keep": 0.5, "relative": 0.5, "decay": True}),
     "dense": ("esd", {**SHORT, "dense": True, "lr": 1e-3}),
     "images": ("concept_ablation", {**SHORT, "images": 4}),
 }
@@ -236,6 +236,17 @@ class TestCheckpoints:
         short = run(sd, loop=Loop(tmp_path, resume=True), steps=4)
         assert same(short, run(sd, steps=4))
 
+    def test_one_with_longer_checkpoints_only_is_refused(self, sd, tmp_path):
+        run(sd, loop=Loop(tmp_path, checkpoint_every=2))
+        with pytest.raises(InputError, match=r"within 2 steps \(there: checkpoint-000004.*ask for more --steps"):
+            run(sd, loop=Loop(tmp_path, resume=True), steps=2)
+
+    def test_somebody_elses_folder_is_left_alone(self, sd, tmp_path):
+        (tmp_path / "log.jsonl").write_text("mine")
+        with pytest.raises(InputError, match="holds files of no training run"):
+            run(sd, loop=Loop(str(tmp_path), restart=True))
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("log.jsonl", "mine")]
+
     def test_restart(self, sd, tmp_path):
         loop = Loop(tmp_path, checkpoint_every=2, validate_every=6, validate=("a moon",))
         run(sd, loop=loop)
@@ -256,6 +267,14 @@ class TestCheckpoints:
         monkeypatch.setattr("erasers.erase._train.files.write_tensors", full)
         with pytest.raises(InputError, match=r"No space left on device; make room and go on with --resume"):
             run(sd, loop=Loop(tmp_path, checkpoint_every=2))
+
+    def test_a_disk_that_is_full_when_the_log_is_written(self, sd, tmp_path, monkeypatch):
+        def full(*args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("erasers.erase._train._Journal._log", full)
+        with pytest.raises(InputError, match=r"No space left on device; make room and go on with --resume"):
+            run(sd, loop=Loop(tmp_path))
 
     def test_flags_that_a_closed_form_has_no_use_for(self, sd, tmp_path):
         with pytest.raises(InputError, match="leave out --accumulate, --gradient-checkpointing"):

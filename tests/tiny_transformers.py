@@ -446,7 +446,7 @@ def hidream() -> HiDreamImagePipeline:
 
 
 def qwen_image() -> QwenImagePipeline:
-    """As released but for the scheduler's `shift_terminal`, which divides nought by nought in a call of one step."""
+    """The scheduler's `shift_terminal` divides nought by nought in a call of one step: never make one."""
     torch.manual_seed(0)
     tok = byte_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], [*WORDS, *QWEN])
     config = Qwen2_5_VLConfig(
@@ -469,7 +469,12 @@ def qwen_image() -> QwenImagePipeline:
     return finish(
         QwenImagePipeline(
             scheduler=flow(
-                use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192
+                use_dynamic_shifting=True,
+                base_shift=0.5,
+                max_shift=0.9,
+                base_image_seq_len=256,
+                max_image_seq_len=8192,
+                shift_terminal=0.02,
             ),
             vae=AutoencoderKLQwenImage(
                 base_dim=8,
