@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, AutoencoderKLQwenImage, DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,6 +24,13 @@ Maker = Callable[[Mapping[str, Any]], SchedulerMixin]
 
 ADAPTER_PARTS = {"base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_dropout"}
 """What PEFT puts under a layer it adapts."""
+
+
+def ddim(config: Mapping[str, Any]) -> SchedulerMixin:
+    """DDIM on a pipeline's noise schedule. It would clip latents to [-1, 1] where the pipeline's own scheduler does not
+    know the setting.
+    """
+    return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
 
 
 class _Seen(Exception):

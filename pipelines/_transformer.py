@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import torch
 from diffusers import (
-    DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -27,7 +26,7 @@ from ._clip import speller
 from ._families import FAMILIES, Family
 from ._law import Diffusion, Flow, Law
 from ._record import Call, record
-from ._stock import Maker, StockBackbone
+from ._stock import Maker, StockBackbone, ddim
 
 
 def family_of(pipe: DiffusionPipeline) -> Family | None:
@@ -42,10 +41,6 @@ def family_of(pipe: DiffusionPipeline) -> Family | None:
     return next(f for f in rows if f.embedded == distilled)
 
 
-def _ddim(config: Mapping[str, Any]) -> SchedulerMixin:
-    return DDIMScheduler.from_config(config, clip_sample=False)
-
-
 class TransformerBackbone(StockBackbone):
     """`Backbone` over a stock text-to-image pipeline with a transformer. Times are the scheduler's, 1000 at pure noise.
 
@@ -55,7 +50,6 @@ class TransformerBackbone(StockBackbone):
         name: what the user called it.
         preset: the name of the settings that suit it.
         call: more arguments of every stock call, such as `max_sequence_length`, `height` and `width`.
-
     """
 
     component = "transformer"
@@ -70,9 +64,8 @@ class TransformerBackbone(StockBackbone):
         call: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(pipe, name, family=family.name, preset=preset, call={**family.call, **(call or {})})
-        if getattr(
-            pipe.config, "is_distilled", False
-        ):  # Flux.2 Klein: guidance is in the weights, and there is no other
+        # Flux.2 Klein may have its guidance in the weights, and then knows no other
+        if getattr(pipe.config, "is_distilled", False):
             family = replace(family, negative="same", guided=False)
         self.row, self.pooled = family, family.pooled
         self._walks: dict[tuple[int, int], SchedulerMixin] = {}
@@ -81,7 +74,7 @@ class TransformerBackbone(StockBackbone):
     def samplers(self) -> Mapping[str, Maker]:  # type: ignore[override]
         if self.row.epsilon:
             return {
-                "ddim": _ddim,
+                "ddim": ddim,
                 "dpm++": DPMSolverMultistepScheduler.from_config,
                 "euler": EulerDiscreteScheduler.from_config,
             }
@@ -97,7 +90,7 @@ class TransformerBackbone(StockBackbone):
             kind = "epsilon" if row.epsilon else "flows"
             raise InputError(f"{self.name}: expected a scheduler for {kind}, {type(own).__name__} says {prediction!r}")
         if row.epsilon:
-            return Diffusion(_ddim(own.config).alphas_cumprod)
+            return Diffusion(ddim(own.config).alphas_cumprod)
         scale, warp = float(own.config.num_train_timesteps), 1.0
         if row.warped:
             half = self._record([""], **row.off)[0]
@@ -222,8 +215,10 @@ class TransformerBackbone(StockBackbone):
     @cached_property
     def _shift(self) -> float:
         """Of the training times: the scheduler's own, or what the pipeline makes of its image size."""
-        if self.row.warped or not self.pipe.scheduler.config.get("use_dynamic_shifting"):
-            return 1.0 if self.row.warped else self._own_shift
+        if self.row.warped:
+            return 1.0
+        if not self.pipe.scheduler.config.get("use_dynamic_shifting"):
+            return self._own_shift
         told: list[float] = []
         own = self.pipe.scheduler
         keep = own.set_timesteps
@@ -262,7 +257,7 @@ class TransformerBackbone(StockBackbone):
     def _walk(self, steps: int) -> SchedulerMixin:
         own = self.pipe.scheduler
         if self.row.epsilon:
-            scheduler = _ddim(own.config)
+            scheduler = ddim(own.config)
             scheduler.set_timesteps(steps, device=self.device)
             return scheduler
         theirs = self._record([""], steps=steps, **self.row.off)[0]

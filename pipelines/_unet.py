@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import torch
 from diffusers import (
-    DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -23,14 +22,7 @@ from ._backbone import Condition, Group, TextStates
 from ._clip import clip_states
 from ._law import Diffusion
 from ._record import record
-from ._stock import Maker, StockBackbone
-
-
-def ddim(config: Mapping[str, Any]) -> SchedulerMixin:
-    """DDIM on a pipeline's noise schedule. It would clip latents to [-1, 1] where the pipeline's own scheduler does not
-    know the setting.
-    """
-    return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+from ._stock import Maker, StockBackbone, ddim
 
 
 class UNetBackbone(StockBackbone):

@@ -2,7 +2,7 @@
 
 Without a third text encoder the stock Stable Diffusion 3 pipeline appends 256 tokens of zeros. They carry no position,
 so all of them stay equal through every layer, and attention over n equal keys is attention over one key whose logit is
-log n higher: exactly the same network, three times faster.
+log n higher: exactly the same network, on 78 text tokens instead of 333.
 """
 
 from __future__ import annotations

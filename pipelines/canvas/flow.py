@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import models
 from ._fit import Fit, fit
@@ -21,15 +21,6 @@ SHORT_TOKENS = 24
 ZEROS = 256
 BATCH = 64
 Towers = tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]
-
-
-def tower(model: CLIPModel) -> CLIPTextModelWithProjection:
-    """The text tower with its projection, as Stable Diffusion 3 wants it."""
-    text = CLIPTextModelWithProjection(model.config.text_config)
-    have = {k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()}
-    have["text_projection.weight"] = model.text_projection.weight
-    text.load_state_dict({k: have[k.removeprefix("text_model.")] for k in text.state_dict()})
-    return text.to(next(model.parameters()).device).eval()
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import (
@@ -20,6 +21,8 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     ResNetConfig,
@@ -107,6 +110,18 @@ def clip(vocabulary_size: int) -> CLIPModel:
     )
     vision = CLIPVisionConfig(image_size=SIZE, patch_size=8, projection_dim=WIDTH, **shape)
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH))
+
+
+T = TypeVar("T", CLIPTextModel, CLIPTextModelWithProjection)
+
+
+def text_tower(model: CLIPModel, kind: type[T]) -> T:
+    """The text tower alone: without its projection for Stable Diffusion, with it for Stable Diffusion 3."""
+    text = kind(model.config.text_config)
+    have = {k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()}
+    have["text_projection.weight"] = model.text_projection.weight
+    text.load_state_dict({k: have[k.removeprefix("text_model.")] for k in text.state_dict()})
+    return text.to(next(model.parameters()).device).eval()
 
 
 def judge(names: list[str]) -> ResNetForImageClassification:

@@ -22,7 +22,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ResNetForImageClassification
+from transformers import (
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    ResNetForImageClassification,
+)
 
 from ...prompts import canvas
 from ...prompts.templates import FILLERS, HELD_OUT, REQUESTS, fill
@@ -374,15 +380,6 @@ def grid_accuracy(
 # ---------------------------------------------------------------- the whole recipe
 
 
-def text_tower(model: CLIPModel) -> CLIPTextModel:
-    """The text tower alone, as the pipelines' text encoder."""
-    text = CLIPTextModel(model.config.text_config)
-    want = text.state_dict()
-    have = {k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()}
-    text.load_state_dict({k: have[k.removeprefix("text_model.")] for k in want})
-    return text.to(next(model.parameters()).device).eval()
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
     parser = argparse.ArgumentParser(prog="python -m erasers.pipelines.canvas.train", description=__doc__)
@@ -429,17 +426,18 @@ def main(argv: list[str] | None = None) -> None:
     ending = f"-without-{args.without}" if args.without else ""
     kept = data.without(args.without)
     kept_words = words if args.without is None else captions(kept, CAPTIONS_PER_IMAGE, 0)
-    pipe = train_sd(work, f"sd{ending}", kept, kept_words, text_tower(guide.clip), tok, vae)
+    pipe = train_sd(work, f"sd{ending}", kept, kept_words, models.text_tower(guide.clip, CLIPTextModel), tok, vae)
     note(
         f"sd{ending}, 25 steps",
         lambda: grid_accuracy(pipe, judges, num_inference_steps=25, guidance_scale=4.0, seeds=5),
     )
     if args.until == "sd":
         return
-    towers = (flow.tower(guide.clip), flow.tower(train_text(work, contrast, tok, "text-2", TEXT_2_PLAN).clip))
+    second = train_text(work, contrast, tok, "text-2", TEXT_2_PLAN)
+    one, two = (models.text_tower(g.clip, CLIPTextModelWithProjection) for g in (guide, second))
     moments = latents(work, vae, kept, f"sd{ending}")
     flow_pipe = flow.train_flow(
-        work, f"flow{ending}", moments, words=kept_words, towers=towers, tok=tok, vae=copy.deepcopy(vae)
+        work, f"flow{ending}", moments, words=kept_words, towers=(one, two), tok=tok, vae=copy.deepcopy(vae)
     )
     note(f"flow{ending}, the stock call", lambda: grid_accuracy(flow_pipe, judges, seeds=5))
     if args.until == "flow":
