@@ -21,6 +21,7 @@ from ..prompts import InputError, unknown
 from . import _files as files
 from ._card import card
 from ._delta import Delta
+from ._kohya import kohya_keys
 from ._lora import Lora
 from ._payload import Payload
 from ._recipe import Recipe
@@ -105,15 +106,16 @@ class Eraser:
 
         Args:
             path: a file ending in .safetensors; for "component", a folder.
-            to: "peft" (diffusers; ComfyUI for transformers) or "kohya" (ComfyUI, A1111, diffusers), one file each, of
-                a LoRA; "component", the whole denoiser with the update in it, for `from_pretrained(..., unet=...)`.
+            to: "peft" (diffusers; ComfyUI for transformers) or "kohya" (ComfyUI, A1111, diffusers; UNets, Flux, Chroma,
+                Qwen-Image and Z-Image), one file each, of a LoRA; "component", the whole denoiser with the update in
+                it, for `from_pretrained(..., unet=...)`.
             dtype: precision of a file's weights; their own by default.
             base: the base model, which "component" needs.
             force: replace what is there.
 
         Raises:
-            InputError: unknown layout, one that this kind does not have, no base where one is needed, or the place
-                exists, cannot be written or is not named `.safetensors`.
+            InputError: unknown layout, one that this kind does not have or that has no name for some of its layers, no
+                base where one is needed, or the place exists, cannot be written or is not named `.safetensors`.
         """
         target = Path(path)
         if to not in LAYOUTS:
@@ -125,10 +127,11 @@ class Eraser:
         if target.suffix != ".safetensors":
             raise InputError(f"expected a file name ending in .safetensors, got {target.name!r}")
         files.check_target(target, force)
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        tensors = (files.peft_keys if to == "peft" else files.kohya_keys)(self.payload.factors)
+        factors = self.payload.factors
         if dtype is not None:
-            tensors = {k: v.to(dtype) for k, v in tensors.items()}
+            factors = {n: (a.to(dtype), b.to(dtype)) for n, (a, b) in factors.items()}
+        tensors = files.peft_keys(factors) if to == "peft" else kohya_keys(factors, self.recipe.family)
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
         files.write_tensors(target, tensors, self._header())
         return target
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,33 +168,6 @@ def peft_keys(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]
     out = {}
     for name, (a, b) in one_rank(factors).items():
         out[f"{name}.lora_A.weight"], out[f"{name}.lora_B.weight"] = a, b
-    return out
-
-
-KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
-
-
-def has_kohya(factors: Iterable[str]) -> bool:
-    """Whether the apps that read kohya files know these modules; for transformers they read PEFT's keys."""
-    return all(n.partition(".")[0] in KOHYA_PREFIXES for n in factors)
-
-
-def kohya_keys(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """`lora_unet_<module with underscores>.lora_down.weight`, `.lora_up.weight` and `.alpha` (= rank).
-
-    Raises:
-        InputError: a module of a transformer.
-    """
-    out = {}
-    for name, (a, b) in one_rank(factors).items():
-        component, _, path = name.partition(".")
-        if component not in KOHYA_PREFIXES:
-            raise InputError(f"kohya files have no name for {component!r}: export to peft instead")
-        # SDXL's pooled path keeps its original name in every kohya reader
-        path = re.sub(r"^add_embedding\.linear_([12])$", lambda m: f"label_emb.0.{2 * int(m[1]) - 2}", path)
-        key = f"{KOHYA_PREFIXES[component]}_{path.replace('.', '_')}"
-        out[f"{key}.lora_down.weight"], out[f"{key}.lora_up.weight"] = a, b
-        out[f"{key}.alpha"] = torch.tensor(float(a.shape[0]))
     return out
 
 

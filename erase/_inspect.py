@@ -43,7 +43,11 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
             f"{file} holds no LoRA pairs and no delta: expected keys ending in lora_A / lora_B, lora_down / lora_up "
             "or values / bitmap"
         )
-    dtypes = {str(t.dtype).removeprefix("torch.") for k, t in tensors.items() if not k.endswith((".bitmap", ".shape"))}
+    dtypes = {
+        str(t.dtype).removeprefix("torch.")
+        for k, t in tensors.items()
+        if not k.endswith((".bitmap", ".shape", ".alpha"))
+    }
     strongest = sorted(norms, key=lambda n: -norms[n])[:3]
     out |= {
         "dtype": ", ".join(sorted(dtypes)),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..pipelines import Backbone, acting, components, plug, unplug
 from . import _files as files
+from ._kohya import kohya_keys, needs_kohya
 from ._payload import Undo
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
@@ -55,8 +56,8 @@ class Lora:
 
     def write(self, folder: Path, header: Mapping[str, str]) -> None:
         files.write_tensors(folder / files.LORA_FILE, files.peft_keys(self.factors), header)
-        if files.has_kohya(self.factors):
-            files.write_tensors(folder / files.KOHYA_FILE, files.kohya_keys(self.factors), header)
+        if needs_kohya(self.factors):
+            files.write_tensors(folder / files.KOHYA_FILE, kohya_keys(self.factors), header)
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, Mapping[str, str]]:

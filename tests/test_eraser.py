@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from erasers.erase import Eraser, Lora, describe, erase
-from erasers.erase._files import check_target, kohya_keys, one_rank, peft_keys, write_folder
+from erasers.erase._files import check_target, one_rank, peft_keys, write_folder
+from erasers.erase._kohya import kohya_keys
 from erasers.pipelines import load, models, plug, wrap
 from erasers.prompts import InputError
 
