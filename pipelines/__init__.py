@@ -5,6 +5,7 @@ from ._backbone import Backbone, Condition, Group, TextStates
 from ._bundled import BUNDLED
 from ._fingerprint import distance, fingerprint
 from ._load import Model, canvas_folder, load, models, wrap
+from ._memory import Embeddings
 from ._overlay import check_unfused, overlay
 from ._quiet import quiet
 from ._seeds import step_generator
@@ -13,6 +14,7 @@ __all__ = [
     "BUNDLED",
     "Backbone",
     "Condition",
+    "Embeddings",
     "Group",
     "Model",
     "TextStates",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..prompts import InputError
+
+if TYPE_CHECKING:
+    from ._memory import Embeddings
 
 Group = Literal["text-in", "text-kv", "cross", "self", "not-cross", "all", "text-encoder"]
 """Parts of a network. With cross-attention: the projections that act on the prompt's states (its keys and values) under
@@ -116,6 +119,9 @@ class Backbone(Protocol):
     pooled: str | None
     """The Linear that reads the pooled text vector, if there is one."""
 
+    embeddings: Embeddings | None
+    """The prompts it remembers: `encode`, `unconditional`, `text_states` and `draw` need no text encoder for them."""
+
     @property
     def world(self) -> str:
         """The world whose concepts it draws: "canvas", or "" for any."""
@@ -133,6 +139,11 @@ class Backbone(Protocol):
     @property
     def latent_shape(self) -> tuple[int, ...]: ...
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of what it draws, in pixels."""
+        ...
+
+    @property
     def denoiser(self) -> nn.Module: ...
 
     def encode(self, prompts: Sequence[str]) -> Condition:
@@ -141,6 +152,15 @@ class Backbone(Protocol):
 
     def unconditional(self, n: int) -> Condition:
         """What the stock pipeline puts on the other side of guidance, n times."""
+        ...
+
+    def remember(self, prompts: Sequence[str]) -> Embeddings:
+        """What the stock pipeline's own `encode_prompt` makes of each prompt alone, and of "" on both sides of
+        guidance; for `save`, and for `wrap` and `load` without text encoders. Adapters on these act on it.
+
+        Raises:
+            InputError: the text encoders are not there.
+        """
         ...
 
     def text_states(self, texts: Sequence[str], *, padded: bool = False) -> tuple[TextStates, ...]:

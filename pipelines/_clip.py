@@ -44,9 +44,20 @@ def clip_states(
         ids = batch.input_ids
         out = enc(ids.to(enc.device), output_hidden_states=layer is not None)
         parts.append(out[0] if layer is None else out.hidden_states[layer])
-    joined = torch.cat(parts, -1)
+    return _cut(towers[-1][0], ids, torch.cat(parts, -1), lengths)
+
+
+def known_states(tok: Any, texts: Sequence[str], states: Tensor, *, padded: bool) -> TextStates:  # noqa: ANN401
+    """States [B, n, D] that are known already, padding included, as `clip_states` gives them."""
+    limit = states.shape[1]
+    batch = tok(list(texts), padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
+    lengths = [limit] * len(texts) if padded else batch.attention_mask.sum(1).tolist()
+    return _cut(tok, batch.input_ids, states, lengths)
+
+
+def _cut(tok: Any, ids: Tensor, states: Tensor, lengths: Sequence[int]) -> TextStates:  # noqa: ANN401
     return TextStates(
         tuple(i[:n] for i, n in zip(ids, lengths, strict=True)),
-        tuple(s[:n] for s, n in zip(joined, lengths, strict=True)),
-        speller(towers[-1][0]),
+        tuple(s[:n] for s, n in zip(states, lengths, strict=True)),
+        speller(tok),
     )

@@ -42,6 +42,13 @@ def rising_too(t: Tensor, dtype: torch.dtype, config: Any) -> Tensor:  # noqa: A
 
 Time = Callable[[Tensor, torch.dtype, Any], Tensor]
 
+BOTH = ("prompt_embeds", "negative_prompt_embeds")
+POOLED_BOTH = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+MASKED = (
+    *("prompt_embeds", "prompt_attention_mask"),
+    *("negative_prompt_embeds", "negative_prompt_attention_mask"),
+)
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -80,6 +87,8 @@ class Family:
         warped: the denoiser is told the time before the shift that the noise follows.
         negative: where the stock call puts the other side of guidance: "first" or "second" half of one batched call;
             "next", a call of its own; "same", no such call, but what the empty prompt gives.
+        returns: what `encode_prompt` returns, by the stock call's own names; of both sides of guidance where it
+            returns both, where it is called once for each, of one.
         guidance: the stock call's argument that sets guidance.
         less: by how much that argument is below the usual guidance scale.
         embedded: guidance goes into the denoiser as a number (guidance-distilled).
@@ -113,6 +122,7 @@ class Family:
     sign: int = 1
     warped: bool = False
     negative: Literal["first", "second", "next", "same"] = "first"
+    returns: tuple[str, ...] = BOTH
     guidance: str = "guidance_scale"
     less: float = 0.0
     embedded: bool = False
@@ -159,12 +169,14 @@ FLUX: dict[str, Any] = {
     "shares": ("txt_ids", "img_ids"),
     "time": rounded,
     "negative": "same",
+    "returns": ("prompt_embeds", "pooled_prompt_embeds", "text_ids"),
     "streams": (Stream("text_encoder_2", "tokenizer_2"),),
     "pooled": POOLED,
     "packed": True,
 }
 FLUX_2: dict[str, Any] = {
     "time": rounded,
+    "returns": ("prompt_embeds", "text_ids"),
     "packed": True,
     "whitened": True,
     "text_side": (
@@ -177,6 +189,7 @@ PIXART: dict[str, Any] = {
     "keeps": ("encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"),
     "epsilon": True,
     "doubled": True,
+    "returns": MASKED,
     **cross_attention("caption_projection"),
 }
 
@@ -187,6 +200,7 @@ FAMILIES: dict[str, Family] = {
             "sd3",
             "StableDiffusion3Pipeline",
             keeps=("encoder_hidden_states", "pooled_projections"),
+            returns=BOTH + POOLED_BOTH,
             streams=(Stream(rows=77), Stream("text_encoder_3", "tokenizer_3")),
             pooled=POOLED,
         ),
@@ -227,9 +241,13 @@ FAMILIES: dict[str, Family] = {
             shares=("txt_ids", "img_ids"),
             time=rounded,
             negative="next",
+            returns=(
+                *("prompt_embeds", "text_ids", "prompt_attention_mask"),
+                *("negative_prompt_embeds", "negative_text_ids", "negative_prompt_attention_mask"),
+            ),
             packed=True,
         ),
-        Family("aura-flow", "AuraFlowPipeline", time=fraction),
+        Family("aura-flow", "AuraFlowPipeline", time=fraction, returns=MASKED),
         Family("pixart-alpha", "PixArtAlphaPipeline", **PIXART),
         Family("pixart-sigma", "PixArtSigmaPipeline", **PIXART),
         Family(
@@ -237,6 +255,7 @@ FAMILIES: dict[str, Family] = {
             "SanaPipeline",
             keeps=("encoder_hidden_states", "encoder_attention_mask"),
             time=scaled,
+            returns=MASKED,
             streams=(Stream(skip=None),),
             **cross_attention("caption_projection"),
         ),
@@ -247,6 +266,7 @@ FAMILIES: dict[str, Family] = {
             time=rising,
             sign=-1,
             negative="next",
+            returns=MASKED,
             rescaled=True,
             text_in=("caption_embedder.1",),
             text_kv=("context_refiner.attn.to_k", "context_refiner.attn.to_v"),
@@ -272,6 +292,7 @@ FAMILIES: dict[str, Family] = {
             shares=("img_shapes",),
             time=rounded,
             negative="next",
+            returns=("prompt_embeds", "prompt_embeds_mask"),
             guidance="true_cfg_scale",
             maskless=True,
             rescaled=True,
@@ -292,6 +313,11 @@ FAMILIES: dict[str, Family] = {
             second=("encoder_hidden_states_llama3",),
             clock="timesteps",
             sign=-1,
+            returns=(
+                *("prompt_embeds_t5", "negative_prompt_embeds_t5"),
+                *("prompt_embeds_llama3", "negative_prompt_embeds_llama3"),
+                *POOLED_BOTH,
+            ),
             streams=(),
             text_in=("caption_projection",),
             text_kv=("to_k_t", "to_v_t"),

@@ -18,14 +18,22 @@ from ..prompts import InputError, unknown
 from ._backbone import Backbone
 from ._bundled import BUNDLED, CANVAS
 from ._families import FAMILIES
+from ._memory import ENCODERS, Embeddings
 from ._quiet import quiet
+from ._stock import StockBackbone
 from ._transformer import TransformerBackbone, family_of
 from ._unet import UNetBackbone
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: str | None = None) -> Backbone:
+def load(
+    source: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    embeddings: Embeddings | str | os.PathLike[str] | None = None,
+) -> Backbone:
     """A pipeline, ready to be erased from.
 
     Args:
@@ -33,12 +41,15 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
         dtype: "float32" (the default on a CPU), "float16" or "bfloat16" (the defaults on a GPU: the first for UNets,
             the second for transformers).
         device: "cpu", "cuda", ...; a GPU where there is one by default.
+        embeddings: prompts that `Backbone.remember` has encoded, or the file they are in; then no text encoder is
+            loaded.
 
     Raises:
         InputError: no such model, a folder that is no pipeline, pickled weights, damaged files, an unknown dtype or
-            device, a family without a backbone.
+            device, a family without a backbone, prompts remembered by another pipeline.
     """
     name = os.fspath(source)
+    known = embeddings if embeddings is None or isinstance(embeddings, Embeddings) else Embeddings.load(embeddings)
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     if device in (None, "cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -56,8 +67,10 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
     )
     try:
         with quiet():
+            place = where if where.is_dir() else name
+            left = {} if known is None else {n: None for n in ENCODERS if n in DiffusionPipeline.load_config(place)}
             pipe = DiffusionPipeline.from_pretrained(
-                where if where.is_dir() else name, dtype=kind, use_safetensors=True, safety_checker=None
+                place, dtype=kind, use_safetensors=True, safety_checker=None, **left
             )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load {name!r}: {_first_line(error)}") from error
@@ -66,7 +79,7 @@ def load(source: str | os.PathLike[str], *, dtype: str | None = None, device: st
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"cannot use device {device!r}: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    return wrap(pipe, name)
+    return wrap(pipe, name, embeddings=known)
 
 
 def _half(source: Path | str) -> torch.dtype:
@@ -93,20 +106,37 @@ def _check(name: str, where: Path) -> None:
         raise unknown("model", name, BUNDLED)
 
 
-def wrap(pipe: DiffusionPipeline, name: str | None = None, *, call: Mapping[str, Any] | None = None) -> Backbone:
+def wrap(
+    pipe: DiffusionPipeline,
+    name: str | None = None,
+    *,
+    call: Mapping[str, Any] | None = None,
+    embeddings: Embeddings | None = None,
+) -> Backbone:
     """A `Backbone` over a pipeline already in memory; the pipeline itself stays as it is.
 
     Args:
         pipe: a stock text-to-image pipeline.
         name: what to call it; by default where it came from.
         call: more arguments of every stock call, such as `height`, `width` and `max_sequence_length`.
+        embeddings: prompts that `Backbone.remember` has encoded; with them comes the part of `call` they were encoded
+            with.
 
     Raises:
-        InputError: no backbone knows this family.
+        InputError: no backbone knows this family, or the prompts were remembered by another pipeline.
     """
     label = name or getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__
     mark = canvas_mark(BUNDLED[label].folder if label in BUNDLED else Path(label))
-    more = {**mark.get("call", {}), **(call or {})}
+    told = {} if embeddings is None else embeddings.origin["call"]
+    more = {**mark.get("call", {}), **told, **(call or {})}
+    backbone = _backbone(pipe, label, more, bool(mark))
+    if embeddings is not None:
+        embeddings.check(label, backbone.origin())
+        backbone.embeddings = embeddings
+    return backbone
+
+
+def _backbone(pipe: DiffusionPipeline, label: str, more: Mapping[str, Any], mark: bool) -> StockBackbone:
     if isinstance(getattr(pipe, "unet", None), UNet2DConditionModel) and hasattr(pipe, "tokenizer"):
         return UNetBackbone(pipe, label, "canvas" if mark else "sd", call=more)
     if (family := family_of(pipe)) is not None:

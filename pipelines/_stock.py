@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ from torch import Tensor, nn
 
 from ..prompts import InputError, unknown
 from ._adapters import only
-from ._backbone import Condition, Group
+from ._backbone import Condition, Group, TextStates
+from ._fingerprint import fingerprint
 from ._law import Law
+from ._memory import Embeddings, answering, check_known, encoders, in_order, listening, named
 from ._overlay import cover, overlay, showing, uncover
 
 Maker = Callable[[Mapping[str, Any]], SchedulerMixin]
@@ -49,12 +54,18 @@ class StockBackbone:
         law: how latents are noised and what the denoiser answers.
         pooled: the Linear that reads the pooled text vector, if there is one.
         call: more arguments of every stock call, such as `max_sequence_length`.
+        returns: names of what the pipeline's `encode_prompt` returns.
+        listed: it returns lists of single prompts' tensors.
+        embeddings: the prompts it remembers.
     """
 
     component: str
     samplers: Mapping[str, Maker]
     law: Law
     pooled: str | None
+    returns: tuple[str, ...]
+    listed: bool = False
+    embeddings: Embeddings | None = None
 
     def __init__(
         self, pipe: DiffusionPipeline, name: str, *, family: str, preset: str, call: Mapping[str, Any] | None
@@ -84,11 +95,27 @@ class StockBackbone:
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]: ...
 
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]: ...
+
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
 
     @abstractmethod
     def unconditional(self, n: int) -> Condition: ...
+
+    @abstractmethod
+    def _encode(self, prompts: Sequence[str]) -> Condition:
+        """The condition of prompts that go into one stock call."""
+
+    @abstractmethod
+    def _text_states(self, texts: Sequence[str], padded: bool) -> tuple[TextStates, ...]:
+        """The states of texts that go into one stock call."""
+
+    def _reading(self) -> AbstractContextManager[dict[str, tuple[Tensor, Tensor | None]]]:
+        """Inside, the token numbers and mask that text encoders are given, where they cannot be had otherwise."""
+        return nullcontext({})
 
     @abstractmethod
     def trajectory(self, steps: int) -> SchedulerMixin:
@@ -117,6 +144,70 @@ class StockBackbone:
     def guidance_call(self, guidance: float, n: int) -> dict[str, Any]:
         """The stock call's arguments for that guidance on n prompts."""
         return {"guidance_scale": guidance}
+
+    # ------------------------------------------------------------ prompts, encoded now or remembered
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        groups = self._groups(prompts)
+        parts = [self._encode([prompts[k] for k in group]) for group in groups]
+        if len(parts) == 1:
+            return parts[0]
+        places = [k for group in groups for k in group]
+        return reduce(add, parts)[sorted(range(len(places)), key=places.__getitem__)]
+
+    def text_states(self, texts: Sequence[str], *, padded: bool = False) -> tuple[TextStates, ...]:
+        groups = self._groups(texts)
+        parts = [self._text_states([texts[k] for k in group], padded) for group in groups]
+        return tuple(
+            TextStates(
+                tuple(in_order(groups, [s.ids for s in stream])),
+                tuple(in_order(groups, [s.states for s in stream])),
+                stream[0].spell,
+            )
+            for stream in zip(*parts, strict=True)
+        )
+
+    @torch.no_grad()
+    def remember(self, prompts: Sequence[str]) -> Embeddings:
+        held = self.embeddings
+        states = {} if held is None else {p: held.states[p] for p in ["", *prompts] if p in held.states}
+        for text in dict.fromkeys(["", *prompts]):
+            if text not in states:
+                with self._reading() as seen, listening(self.pipe) as heard:
+                    self._encode([text])
+                told = {f"{e}.{k}": v for e, pair in seen.items() for k, v in zip(("ids", "mask"), pair, strict=True)}
+                states[text] = named(self.returns, heard[0]) | {k: v for k, v in told.items() if v is not None}
+        if held is not None:
+            return Embeddings(states, held.free, held.origin)
+        with listening(self.pipe) as heard:
+            self.unconditional(1)
+        free = {k: v for k, v in named(self.returns, heard[0]).items() if k.startswith("negative_")}
+        return Embeddings(states, free, self.origin())
+
+    def origin(self) -> dict[str, Any]:
+        """What tells the pipeline whose prompts these are from others, see `Embeddings`."""
+        with self.using(None):
+            weights = fingerprint(self.parameters("all"))["weights"]
+        takes = inspect.signature(self.pipe.encode_prompt).parameters
+        call = json.loads(json.dumps({k: v for k, v in self.call.items() if k in takes}, default=str))
+        found = encoders(self.pipe)
+        return {"family": self.family, "base": self.name, "weights": weights, "call": call, "encoders": found}
+
+    def _groups(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Places of the prompts that go into one stock call each: those encoded now, those remembered of one shape."""
+        held = self.embeddings
+        check_known(self.pipe, held, prompts)
+        groups: dict[object, list[int]] = {}
+        for k, prompt in enumerate(prompts):
+            known = held is not None and prompt in held.states
+            groups.setdefault(held.shape(prompt) if held and known and not self.listed else known, []).append(k)
+        return list(groups.values()) or [[]]
+
+    def _recalling(self) -> AbstractContextManager[None]:
+        """Inside, the stock call is told what is remembered."""
+        if self.embeddings is None and encoders(self.pipe):
+            return nullcontext()
+        return answering(self.pipe, self.embeddings, names=self.returns, dtype=self.dtype, listed=self.listed)
 
     # ------------------------------------------------------------ noise
 
@@ -215,18 +306,22 @@ class StockBackbone:
     ) -> list[Image.Image]:
         if len(prompts) != len(seeds):
             raise InputError(f"expected one seed for each prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
-        images: list[Image.Image] = []
-        with self._sampler(sampler):
-            for k in range(0, len(prompts), batch):
-                noise = [torch.Generator("cpu").manual_seed(s) for s in seeds[k : k + batch]]
-                images += self.pipe(
-                    prompt=list(prompts[k : k + batch]),
-                    num_inference_steps=steps,
-                    generator=noise,
-                    **self.guidance_call(guidance, len(noise)),
-                    **self.call,
-                ).images
-        return images
+        groups = self._groups(prompts)
+        parts = [group[k : k + batch] for group in groups for k in range(0, len(group), batch)]
+        images: list[list[Image.Image]] = []
+        with self._sampler(sampler), self._recalling():
+            for part in parts:
+                noise = [torch.Generator("cpu").manual_seed(seeds[k]) for k in part]
+                images.append(
+                    self.pipe(
+                        prompt=[prompts[k] for k in part],
+                        num_inference_steps=steps,
+                        generator=noise,
+                        **self.guidance_call(guidance, len(noise)),
+                        **self.call,
+                    ).images
+                )
+        return in_order(parts, images)
 
     @contextmanager
     def _sampler(self, name: str | None) -> Iterator[None]:

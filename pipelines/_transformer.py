@@ -68,6 +68,7 @@ class TransformerBackbone(StockBackbone):
         if getattr(pipe.config, "is_distilled", False):
             family = replace(family, negative="same", guided=False)
         self.row, self.pooled = family, family.pooled
+        self.returns, self.listed = family.returns, family.listed
         self._walks: dict[tuple[int, int], SchedulerMixin] = {}
 
     @cached_property
@@ -114,7 +115,8 @@ class TransformerBackbone(StockBackbone):
         self.pipe.scheduler = copy.deepcopy(own)
         try:
             call = {"prompt": list(prompts), "num_inference_steps": steps, **self.call, **more}
-            calls_made = record(self.pipe, self.denoiser, calls=calls, generator=torch.Generator(), **call)
+            with self._recalling():
+                calls_made = record(self.pipe, self.denoiser, calls=calls, generator=torch.Generator(), **call)
             return self.pipe.scheduler, calls_made
         finally:
             self.pipe.scheduler = own
@@ -134,13 +136,13 @@ class TransformerBackbone(StockBackbone):
             kwargs[f"{row.text}_mask"] = torch.ones(text.shape[:2], dtype=torch.int64, device=text.device)
         return Condition(kwargs, count, {k: given[k] for k in row.shares})
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
+    def _encode(self, prompts: Sequence[str]) -> Condition:
         return self._condition(self._record(prompts, **self.row.off)[1][0], len(prompts))
 
     def unconditional(self, n: int) -> Condition:
         row = self.row
         if row.negative == "same":
-            return self.encode([""] * n)
+            return self._encode([""] * n)
         told = self.guidance_call(3.0, n)
         calls = self._record([""] * n, calls=2 if row.negative == "next" else 1, **told)[1]
         if row.negative == "next":
@@ -167,11 +169,13 @@ class TransformerBackbone(StockBackbone):
             for handle in handles:
                 handle.remove()
 
-    def text_states(self, texts: Sequence[str], *, padded: bool = False) -> tuple[TextStates, ...]:
+    def _text_states(self, texts: Sequence[str], padded: bool) -> tuple[TextStates, ...]:
         if not self.row.streams:
             raise InputError(f"no closed form is known for {self.family}: choose a trained method, such as esd")
         with self._reading() as seen:
-            cond = self.encode(texts)
+            cond = self._encode(texts)
+        if self.embeddings is not None and self.embeddings.knows(texts):
+            seen = self.embeddings.tokens(texts)
         layer = next(iter(self.modules("text-in")))  # what enters it: in some families the states are normalised first
         if self.row.listed:
             states: Any = [self.inputs(layer, cond[[k]]) for k in range(len(cond))]
@@ -291,7 +295,11 @@ class TransformerBackbone(StockBackbone):
 
     # ------------------------------------------------------------ latents and layers
 
-    def _size(self) -> tuple[int, int]:
+    @property
+    def image_size(self) -> tuple[int, int]:
+        if not self.row.packed:
+            h, w = (side * self.pipe.vae_scale_factor for side in self.latent_shape[-2:])
+            return h, w
         side = self.pipe.default_sample_size * self.pipe.vae_scale_factor
         return self.call.get("height", side), self.call.get("width", side)
 
@@ -314,10 +322,10 @@ class TransformerBackbone(StockBackbone):
             return super()._unpack(z)
         if self.row.whitened:
             patch = 2 * self.pipe.vae_scale_factor
-            z = z.transpose(1, 2).unflatten(2, tuple(side // patch for side in self._size()))
+            z = z.transpose(1, 2).unflatten(2, tuple(side // patch for side in self.image_size))
             mean, std = self._statistics(z)
             return self.pipe._unpatchify_latents(z * std + mean)
-        z = self.pipe._unpack_latents(z, *self._size(), self.pipe.vae_scale_factor)
+        z = self.pipe._unpack_latents(z, *self.image_size, self.pipe.vae_scale_factor)
         if z.ndim == 5:
             mean, std = self._channels(z)
             return z * std + mean

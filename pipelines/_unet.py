@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..prompts import InputError, unknown
 from ._backbone import Condition, Group, TextStates
-from ._clip import clip_states
+from ._clip import clip_states, known_states
+from ._families import BOTH, POOLED_BOTH
 from ._law import Diffusion
 from ._record import record
 from ._stock import Maker, StockBackbone, ddim
@@ -43,7 +44,7 @@ class UNetBackbone(StockBackbone):
     def __init__(
         self, pipe: DiffusionPipeline, name: str, preset: str = "sd", *, call: Mapping[str, Any] | None = None
     ) -> None:
-        family = "sdxl" if getattr(pipe, "text_encoder_2", None) is not None else "sd"
+        family = "sdxl" if hasattr(pipe, "text_encoder_2") else "sd"
         super().__init__(pipe, name, family=family, preset=preset, call=call)
         prediction: str = pipe.scheduler.config.prediction_type
         if prediction not in ("epsilon", "v_prediction"):
@@ -56,6 +57,7 @@ class UNetBackbone(StockBackbone):
             "pndm": PNDMScheduler.from_config,
         }
         self.pooled = "unet.add_embedding.linear_1" if family == "sdxl" else None
+        self.returns = BOTH + (POOLED_BOTH if family == "sdxl" else ())
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -64,7 +66,12 @@ class UNetBackbone(StockBackbone):
         h, w = (size, size) if isinstance(size, int) else size
         return (config.in_channels, h, w)
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
+    @property
+    def image_size(self) -> tuple[int, int]:
+        h, w = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
+        return self.call.get("height", h), self.call.get("width", w)
+
+    def _encode(self, prompts: Sequence[str]) -> Condition:
         return self._condition(self._record(list(prompts), 1.0), len(prompts))
 
     def unconditional(self, n: int) -> Condition:
@@ -77,9 +84,9 @@ class UNetBackbone(StockBackbone):
 
     def _record(self, prompts: list[str], guidance: float) -> Mapping[str, object]:
         self._check()
-        return record(
-            self.pipe, self.denoiser, prompt=prompts, guidance_scale=guidance, generator=torch.Generator(), **self.call
-        )[0].kwargs
+        call = {"prompt": prompts, "guidance_scale": guidance, "generator": torch.Generator(), **self.call}
+        with self._recalling():
+            return record(self.pipe, self.denoiser, **call)[0].kwargs
 
     @staticmethod
     def _condition(kwargs: Mapping[str, object], count: int) -> Condition:
@@ -87,9 +94,12 @@ class UNetBackbone(StockBackbone):
         return Condition({k: v for k, v in kwargs.items() if k in keep and v is not None}, count)
 
     @torch.no_grad()
-    def text_states(self, texts: Sequence[str], *, padded: bool = False) -> tuple[TextStates, ...]:
+    def _text_states(self, texts: Sequence[str], padded: bool) -> tuple[TextStates, ...]:
         self._check()
         pipe, big = self.pipe, self.family == "sdxl"
+        if self.embeddings is not None and self.embeddings.knows(texts):
+            states = self._encode(texts).kwargs["encoder_hidden_states"]
+            return (known_states(pipe.tokenizer_2 if big else pipe.tokenizer, texts, states, padded=padded),)
         towers = [(pipe.tokenizer, pipe.text_encoder)]
         towers += [(pipe.tokenizer_2, pipe.text_encoder_2)] if big else []
         return (clip_states([t for t in towers if t[1] is not None], texts, -2 if big else None, padded=padded),)

@@ -1,19 +1,27 @@
 """The contract every backbone keeps, family by family."""
 
 import copy
+import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_transformers
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from families import EVERY, build
+from safetensors.torch import save_file
 
 import tiny
+from erasers.erase import Task, erase
 from erasers.erase._tokens import span
-from erasers.pipelines import Backbone, Condition, load, wrap
+from erasers.erase.uce import UCE
+from erasers.pipelines import Backbone, Condition, Embeddings, load, wrap
 from erasers.pipelines._record import record
-from erasers.prompts import InputError
+from erasers.prompts import Concept, InputError
 
+ROOT = Path(__file__).parent.parent
 PROMPTS = ("a moon", "a picture of a cat, in the style of van gogh")  # some pipelines write into lists
 
 
@@ -334,8 +342,222 @@ def test_cuda(family):
     assert y.is_cuda
     assert t.is_cuda
     assert backbone.noise(y, t, torch.randn_like(y)).is_cuda
+    again = bare(backbone, backbone.remember(PROMPTS))
+    assert len(again.draw(PROMPTS, [0, 1], steps=2)) == 2
     if family != "hidream":
         assert backbone.text_states(PROMPTS)[0].states[0].is_cuda
+        assert again.text_states(PROMPTS)[0].states[0].is_cuda
+
+
+def bare(backbone: Backbone, embeddings: Embeddings) -> Backbone:
+    """The same model in a new pipeline without any text encoder."""
+    gone = dict.fromkeys((n for n in backbone.pipe.components if n.startswith("text_encoder")), None)
+    pipe = type(backbone.pipe).from_pipe(backbone.pipe, **gone)
+    pipe.set_progress_bar_config(disable=True)
+    assert len(gone) >= 1
+    assert all(getattr(pipe, n) is None for n in gone)
+    return wrap(pipe, backbone.name, call=backbone.call, embeddings=embeddings)
+
+
+def same(a, b) -> bool:
+    """Bit for bit."""
+    torch.testing.assert_close(a, b, atol=0, rtol=0)
+    return True
+
+
+def flat(streams) -> list:
+    return [list(part) for s in streams for part in (s.ids, s.states)]
+
+
+def test_remembered_prompts_need_no_text_encoder(backbone, tmp_path):
+    """Everything that a prompt is asked for, of one prompt at a time bit for bit, and of several together."""
+    embeddings = Embeddings.load(backbone.remember(PROMPTS).save(tmp_path / "some" / "prompts.safetensors"))
+    assert not {"encode_prompt"} & set(vars(backbone.pipe))
+    again, fresh = bare(backbone, embeddings), backbone.remember(PROMPTS)
+    assert list(embeddings.states) == ["", *PROMPTS]
+    assert embeddings.origin == fresh.origin
+    same({p: dict(s) for p, s in embeddings.states.items()}, {p: dict(s) for p, s in fresh.states.items()})
+    same(dict(embeddings.free), dict(fresh.free))
+    x, t = torch.randn(2, *backbone.latent_shape), torch.tensor([600, 600])
+    assert again.latent_shape == backbone.latent_shape
+    alone = [backbone.encode([p]) for p in PROMPTS]
+    both = again.encode(PROMPTS[::-1])
+    for k, p in enumerate(PROMPTS):
+        one = again.encode([p])
+        same((dict(one.kwargs), dict(one.shared)), (dict(alone[k].kwargs), dict(alone[k].shared)))
+        with torch.no_grad():
+            want = backbone.denoise(x[[k]], t[:1], alone[k])
+            assert torch.equal(again.denoise(x[[k]], t[:1], one), want)
+            torch.testing.assert_close(again.denoise(x[[k]], t[:1], both[[1 - k]]), want, atol=1e-3, rtol=1e-3)
+        for padded in (False, True) if backbone.family != "hidream" else ():
+            torch.testing.assert_close(
+                flat(again.text_states([p], padded=padded)), flat(backbone.text_states([p], padded=padded))
+            )
+            if backbone.component == "transformer":
+                same(flat(again.text_states([p], padded=padded)), flat(backbone.text_states([p], padded=padded)))
+    same(dict(again.unconditional(1).kwargs), dict(backbone.unconditional(1).kwargs))
+    torch.testing.assert_close(dict(again.unconditional(2).kwargs), dict(backbone.unconditional(2).kwargs))
+    for guidance in (1.0, 4.0):
+        drawn = [backbone.draw([p], [k], steps=2, guidance=guidance)[0] for k, p in enumerate(PROMPTS)]
+        for k, p in enumerate(PROMPTS):
+            assert np.array_equal(again.draw([p], [k], steps=2, guidance=guidance)[0], drawn[k])
+        for one, want in zip(again.draw(PROMPTS, [0, 1], steps=2, guidance=guidance), drawn, strict=True):
+            assert np.abs(np.array(one, int) - np.array(want, int)).max() <= 1
+    assert not {"encode_prompt"} & set(vars(again.pipe))
+
+
+def test_prompts_that_are_not_remembered_are_encoded_or_refused(backbone):
+    embeddings = backbone.remember(PROMPTS[:1])
+    again = bare(backbone, embeddings)
+    gone = r"text encoders are gone and 1 of the prompts are not remembered \('a cat'\): `remember` them"
+    for ask in (again.encode, again.remember, lambda texts: again.draw(texts, [0, 0])):
+        with pytest.raises(InputError, match=gone):
+            ask([PROMPTS[0], "a cat"])
+    again.embeddings = None
+    with pytest.raises(InputError, match=r"2 of the prompts are not remembered \('a', 'b'\)"):
+        again.encode(["a", "b"])
+    with pytest.raises(InputError, match=r"gone and 1 of the prompts are not remembered \(''\)"):
+        again.unconditional(1)
+    want = backbone.encode(["a cat"])
+    backbone.embeddings = embeddings
+    same(dict(backbone.encode(["a cat"]).kwargs), dict(want.kwargs))
+    mixed = backbone.encode(["a cat", PROMPTS[0], "a moon"])
+    assert len(mixed) == 3
+    more = backbone.remember(["a cat"])
+    assert more.origin is embeddings.origin
+    same(dict(bare(backbone, more).encode(["a cat"]).kwargs), dict(want.kwargs))
+
+
+@pytest.mark.parametrize("family", [f for f in EVERY if f != "hidream"])
+def test_closed_form_without_text_encoders(family):
+    backbone, asked = build(family), []
+    task, tool = Task((Concept("moon", "star"),), (Concept("cat"),), 0), UCE()
+    encode, states = backbone.encode, backbone.text_states
+    backbone.encode = lambda texts: asked.extend(texts) or encode(texts)
+    backbone.text_states = lambda texts, **kw: asked.extend(texts) or states(texts, **kw)
+    want = tool.run(backbone, task)
+    del backbone.encode, backbone.text_states
+    have = tool.run(bare(backbone, backbone.remember(asked)), task)
+    assert set(have) == set(want)
+    for name, (a, b) in have.items():
+        torch.testing.assert_close(b @ a, want[name][1] @ want[name][0], atol=1e-5, rtol=1e-4)
+
+
+class TestEmbeddings:
+    """The file, the check, and what goes wrong."""
+
+    def test_the_names_are_the_stock_calls_arguments(self, backbone):
+        """Given to the stock call instead of the prompt, they draw the same image; no code of ours is needed for it."""
+        held, guided = backbone.remember(PROMPTS[:1]), {**backbone.guidance_call(4.0, 1), **backbone.call}
+        want = backbone.draw(PROMPTS[:1], [5], steps=2, guidance=4.0)[0]
+        other = {f"negative_{k}": v for k, v in held.states[""].items()}
+        takes = inspect.signature(type(backbone.pipe).__call__).parameters
+        given = {k: v for k, v in {**other, **held.free, **held.states[PROMPTS[0]]}.items() if k in takes}
+        given = {k: [v] for k, v in given.items()} if backbone.listed else given
+        assert set(backbone.returns) - set(given) <= {"text_ids", "negative_text_ids", "prompt_embeds_mask"}
+        guided.pop("negative_prompt", None)
+        noise = torch.Generator().manual_seed(5)
+        pipe = bare(backbone, held).pipe
+        none = {k: None for k in ("prompt", "negative_prompt") if k in takes}
+        image = pipe(**none, **given, num_inference_steps=2, generator=noise, **guided).images[0]
+        assert np.array_equal(image, want)
+
+    def test_load_leaves_the_text_encoders_where_they_are(self, tmp_path, monkeypatch):
+        tiny.sd3().save_pretrained(tmp_path / "m")
+        file = load(tmp_path / "m").remember(PROMPTS).save(tmp_path / "prompts.safetensors")
+        for part in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            next((tmp_path / "m" / part).glob("*.safetensors")).unlink()
+        backbone = load(tmp_path / "m", embeddings=file)
+        assert backbone.pipe.text_encoder_3 is None
+        assert backbone.pipe.tokenizer_3 is not None
+        assert len(backbone.draw(PROMPTS, [0, 1], steps=1)) == 2
+        assert backbone.text_states(PROMPTS)[1].spell("moon")
+        half = load(tmp_path / "m", embeddings=Embeddings.load(file), dtype="bfloat16")
+        assert half.encode(PROMPTS).kwargs["encoder_hidden_states"].dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "pixart", "z_image"])
+    def test_a_whole_eraser_is_made_and_verified(self, family, tmp_path):
+        backbone = build(family)
+        again = bare(backbone, backbone.remember(["moon", "star"]))
+        eraser = erase(Concept("moon", "star"), again, preserve=[])
+        eraser.save_pretrained(tmp_path / "e", verify=again)
+        esd = ("esd", {"steps": 1, "train": "cross", "sampler_steps": 2})
+        assert not erase(Concept("moon", "star"), again, preserve=[], method=esd).payload.zero()
+        with eraser.attached(backbone), eraser.attached(again):
+            for k in ("moon", "star"):
+                assert np.array_equal(again.draw([k], [0], steps=2)[0], backbone.draw([k], [0], steps=2)[0])
+
+    def test_the_documents_example(self, tmp_path, monkeypatch):
+        """On Stable Diffusion 3 in small."""
+        monkeypatch.chdir(tmp_path)
+        tiny.sd3().save_pretrained("m")
+        (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/families.md").read_text(encoding="utf-8"), re.S)
+        exec(code.replace('"black-forest-labs/FLUX.1-dev"', '"m"').replace("steps=28", "steps=2"), {})
+        assert (tmp_path / "after.png").exists()
+
+    def test_texts_of_different_lengths_without_a_mask(self):
+        """CogView4's are drawn in stock calls of their own; they have no condition together."""
+        backbone = wrap(tiny_transformers.cogview4(), call={"max_sequence_length": 64})
+        prompts = [PROMPTS[0], " ".join([PROMPTS[1]] * 2)]
+        again = bare(backbone, backbone.remember(prompts))
+        drawn = [backbone.draw([p], [k], steps=2)[0] for k, p in enumerate(prompts)]
+        assert all(map(np.array_equal, again.draw(prompts, [0, 1], steps=2), drawn))
+        (states,) = again.text_states(prompts)
+        for k, prompt in enumerate(prompts):
+            ((ids, alone),) = backbone.text_states([prompt])[0]
+            same([states.ids[k], states.states[k]], [ids, alone])
+        with pytest.raises(InputError, match="texts of 16 and 32 tokens cannot be joined in this family"):
+            again.encode(prompts)
+
+    def test_an_encoder_that_was_never_there(self):
+        """Stable Diffusion 3 without its T5."""
+        pipe = tiny.sd3()
+        embeddings = wrap(pipe, "whole").remember(PROMPTS)
+        pipe.text_encoder_3 = None
+        backbone = wrap(pipe, "small")
+        small = backbone.remember(PROMPTS)
+        assert small.origin["encoders"] == ["text_encoder", "text_encoder_2"]
+        same(dict(bare(backbone, small).encode(PROMPTS[:1]).kwargs), dict(backbone.encode(PROMPTS[:1]).kwargs))
+        assert len(bare(backbone, small).text_states(PROMPTS)) == 1
+        with pytest.raises(InputError, match=r"gone and 1 of the prompts are not remembered \('a cat'\)"):
+            wrap(pipe, "small", embeddings=embeddings).encode(["a cat"])
+        with pytest.raises(InputError, match="remembered from 'small' without text_encoder_3, which 'whole' has"):
+            wrap(tiny.sd3(), "whole", embeddings=small)
+
+    def test_what_was_remembered_elsewhere_is_refused(self):
+        embeddings = wrap(tiny.sd(), "one").remember([])
+        with pytest.raises(InputError, match=r"remembered from 'one' \(family sd\), got 'two' \(sdxl\)"):
+            wrap(tiny.sdxl(), "two", embeddings=embeddings)
+        with pytest.raises(InputError, match=r"the weights of 'two' differ by \d"):
+            wrap(tiny.sd(seed=1), "two", embeddings=embeddings)
+        assert wrap(tiny.sd().to(torch.bfloat16), "two", embeddings=embeddings).embeddings is embeddings
+
+    def test_the_calls_arguments_for_texts_come_with_them(self):
+        pipe = tiny_transformers.chroma()
+        embeddings = wrap(pipe, "one", call={"height": 16, "max_sequence_length": 16}).remember([])
+        assert wrap(pipe, "one", embeddings=embeddings).call["max_sequence_length"] == 16
+        assert "height" not in wrap(pipe, "one", embeddings=embeddings).call
+        with pytest.raises(InputError, match=r"with the arguments \{'max_sequence_length': 16\}, here they are"):
+            wrap(pipe, "one", call={"max_sequence_length": 32}, embeddings=embeddings)
+
+    def test_damaged_files(self, tmp_path, sd):
+        file = sd.remember(PROMPTS).save(tmp_path / "prompts.safetensors")
+        assert [p.name for p in tmp_path.iterdir()] == ["prompts.safetensors"]
+        assert sd.remember(PROMPTS).save(tmp_path / "again").read_bytes() == file.read_bytes()
+        file.write_bytes(file.read_bytes()[:-10])
+        with pytest.raises(InputError, match="no whole safetensors file"):
+            Embeddings.load(file)
+        with pytest.raises(InputError, match="no whole safetensors file"):
+            Embeddings.load(tmp_path / "nowhere")
+        torch.save({"a moon": torch.zeros(1)}, tmp_path / "prompts.pt")
+        with pytest.raises(InputError, match="no whole safetensors file"):
+            Embeddings.load(tmp_path / "prompts.pt")
+        for header in ({}, {"erasers_embeddings": "[]"}, {"erasers_embeddings": '{"version": 1, "prompts": [""]}'}):
+            save_file({"0.x": torch.zeros(1), "1.x": torch.zeros(1)}, tmp_path / "other", header)
+            with pytest.raises(InputError, match="holds no remembered prompts"):
+                Embeddings.load(tmp_path / "other")
+        with pytest.raises(InputError, match="cannot write"):
+            sd.remember([]).save(file / "below")
 
 
 class TestLoad:
@@ -381,3 +603,9 @@ class TestLoad:
         pipe.unet = None
         with pytest.raises(InputError, match="no backbone for StableDiffusionPipeline"):
             wrap(pipe)
+
+
+def test_image_size_is_what_is_drawn(backbone):
+    (image,) = backbone.draw(["a moon"], [0], steps=2)
+    assert backbone.image_size == (image.height, image.width)
+    assert backbone.latents([image]).shape[1:] == backbone.latent_shape
