@@ -297,12 +297,21 @@ def export(
     eraser: Annotated[str, typer.Argument(help="Eraser folder, file or Hub id.")],
     to: Annotated[
         str,
-        typer.Option(help="peft (diffusers), kohya (ComfyUI, A1111, diffusers), or component (the whole denoiser)."),
+        typer.Option(
+            help="peft (diffusers), kohya (ComfyUI, A1111, diffusers), lycoris (ComfyUI, A1111; of a delta), or "
+            "component (the whole denoiser)."
+        ),
     ],
     out_file: Annotated[
         Path, typer.Option("--out", "-o", help="File to write, ending in .safetensors; for component a folder.")
     ],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The base model, for component.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The base model, for component, and for a delta.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Make a LoRA of a delta: of this rank (singular values).")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Make a LoRA of a delta: that holds this share of each layer's change.")
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16 or bfloat16 weights. Default: the eraser's, or the loaded model's."),
@@ -318,9 +327,14 @@ def export(
     loaded = _erasers([eraser])[0]
     base = None if model is None else _load(model, dtype, None)
     kind = kinds[dtype] if dtype else None
+    if rank is not None or energy is not None:
+        if base is None:
+            raise InputError("a LoRA of a delta is made of its difference from the base: name that with --model")
+        loaded = loaded.to_lora(base, rank=rank, energy=energy)
     loaded.export(out_file, to, dtype=kind, base=base, force=force)  # type: ignore[arg-type]
     files = [out_file] if out_file.is_file() else list(out_file.glob("*.safetensors"))
-    _say(f"{out_file}: {sum(f.stat().st_size for f in files) / 1e6:.2f} MB, {to}")
+    held = "".join(f", {k}: {v}" for k, v in loaded.recipe.derived.items())
+    _say(f"{out_file}: {sum(f.stat().st_size for f in files) / 1e6:.2f} MB, {to}{held}")
 
 
 def inspect(

@@ -8,18 +8,20 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
 
 from ..pipelines import Backbone, activate, components, distance, fingerprint, overlay, watch, wrap
 from ..prompts import InputError, unknown
 from . import _files as files
 from ._card import card
+from ._convert import as_factors, lycoris_keys
 from ._delta import Delta
 from ._kohya import kohya_keys
 from ._lora import Lora
@@ -27,8 +29,8 @@ from ._payload import Payload
 from ._recipe import Recipe
 
 SAME_BASE = 0.01
-Layout = Literal["peft", "kohya", "component"]
-LAYOUTS: tuple[Layout, ...] = ("peft", "kohya", "component")
+Layout = Literal["peft", "kohya", "lycoris", "component"]
+LAYOUTS: tuple[Layout, ...] = ("peft", "kohya", "lycoris", "component")
 KINDS: dict[str, type[Payload]] = {"lora": Lora, "delta": Delta}
 
 
@@ -107,10 +109,11 @@ class Eraser:
         Args:
             path: a file ending in .safetensors; for "component", a folder.
             to: "peft" (diffusers; ComfyUI for transformers) or "kohya" (ComfyUI, A1111, diffusers; UNets, Flux, Chroma,
-                Qwen-Image and Z-Image), one file each, of a LoRA; "component", the whole denoiser with the update in
-                it, for `from_pretrained(..., unet=...)`.
+                Qwen-Image and Z-Image), one file each, of a LoRA; "lycoris" (ComfyUI, A1111; UNets), the full
+                differences of a delta; "component", the whole denoiser with the update in it, for
+                `from_pretrained(..., unet=...)`. For a LoRA of a delta see `to_lora`.
             dtype: precision of a file's weights; their own by default.
-            base: the base model, which "component" needs.
+            base: the base model, which "lycoris" and "component" need.
             force: replace what is there.
 
         Raises:
@@ -122,18 +125,66 @@ class Eraser:
             raise unknown("file layout", to, LAYOUTS)
         if to == "component":
             return self._component(target, base, force=force)
-        if not isinstance(self.payload, Lora):
-            raise InputError(f"a {self.recipe.kind} is no LoRA: export it to component, got {to!r}")
         if target.suffix != ".safetensors":
             raise InputError(f"expected a file name ending in .safetensors, got {target.name!r}")
         files.check_target(target, force)
-        factors = self.payload.factors
-        if dtype is not None:
-            factors = {n: (a.to(dtype), b.to(dtype)) for n, (a, b) in factors.items()}
-        tensors = files.peft_keys(factors) if to == "peft" else kohya_keys(factors, self.recipe.family)
+        tensors = self._differences(base, dtype) if to == "lycoris" else self._pairs(to, dtype)
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         files.write_tensors(target, tensors, self._header())
         return target
+
+    def _pairs(self, to: Layout, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        if not isinstance(self.payload, Lora):
+            raise InputError(
+                f"a {self.recipe.kind} is no LoRA: make one of it with --rank or --energy, or export it to component "
+                f"or lycoris, got {to!r}"
+            )
+        factors = self.payload.factors
+        if dtype is not None:
+            factors = {n: (a.to(dtype), b.to(dtype)) for n, (a, b) in factors.items()}
+        return files.peft_keys(factors) if to == "peft" else kohya_keys(factors, self.recipe.family)
+
+    def _differences(self, base: Backbone | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        if not isinstance(self.payload, Delta):
+            raise InputError("a lora is no full difference: export it to kohya, which the same apps read")
+        tensors = lycoris_keys(self.payload, self._base_values(base))
+        return tensors if dtype is None else {n: t.to(dtype) for n, t in tensors.items()}
+
+    def _base_values(self, base: Backbone | None) -> dict[str, Tensor]:
+        """The untouched values that a delta is a change of."""
+        if base is None:
+            raise InputError("a delta holds new values, and differences need the old ones: name the base with --model")
+        self.check_base(base)
+        with base.using(None):
+            return {n: p.data for n, p in base.parameters("all").items()}
+
+    def to_lora(self, base: Backbone, *, rank: int | None = None, energy: float | None = None) -> Eraser:
+        """A LoRA close to a delta: the largest singular values of each Linear's and convolution's change. What it holds
+        of the change's square norm is in its record (`derived`); what it erases must be scored anew.
+
+        Args:
+            base: the base model.
+            rank: of every layer; or
+            energy: the share of each layer's square norm to hold, above 0 and at most 1.
+
+        Raises:
+            InputError: it is a LoRA already, both or none of rank and energy, or no layer fits a LoRA.
+        """
+        if not isinstance(self.payload, Delta):
+            raise InputError(f"a {self.recipe.kind} is not made into a LoRA: --rank and --energy are for a delta")
+        factors, about = as_factors(self.payload, self._base_values(base), rank=rank, energy=energy)
+        lora = Lora(factors)
+        with base.using(None):
+            weights = lora.weights(base)
+            edited = fingerprint({n: weights[n] for n in sorted(factors)})
+        record = replace(
+            self.recipe,
+            kind="lora",
+            targets=sorted(factors),
+            base={**self.recipe.base, "fingerprint": edited},
+            derived=about,
+        )
+        return Eraser(record, lora)
 
     def _component(self, target: Path, base: Backbone | None, *, force: bool) -> Path:
         if base is None:

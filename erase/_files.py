@@ -158,8 +158,8 @@ def one_rank(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Te
     out = {}
     for name, (a, b) in factors.items():
         more = rank - a.shape[0]
-        wide = torch.nn.functional.pad(a, (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more))
-        out[name] = wide
+        below, beside = a.new_zeros(more, *a.shape[1:]), b.new_zeros(b.shape[0], more, *b.shape[2:])
+        out[name] = torch.cat([a, below]), torch.cat([b, beside], 1)
     return out
 
 

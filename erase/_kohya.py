@@ -140,7 +140,7 @@ def kohya_keys(factors: Mapping[str, Pair], family: str = "") -> dict[str, Tenso
     pairs = one_rank(factors)
     out = {}
     for layer, (parts, rows) in _layers(pairs, family).items():
-        a, b = fused([pairs.get(p) for p in parts], rows)
+        a, b = fused([pairs.get(p) for p in parts], rows) if len(parts) > 1 else pairs[parts[0]]
         out[f"{layer}.lora_down.weight"], out[f"{layer}.lora_up.weight"] = a, b
         out[f"{layer}.alpha"] = torch.tensor(float(a.shape[0]))
     return out

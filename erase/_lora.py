@@ -17,7 +17,9 @@ from ._kohya import kohya_keys, needs_kohya
 from ._payload import Undo
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
-"""Low-rank update per Linear, by full name: A [r, in] and B [out, r]; the weight becomes W + B A."""
+"""Low-rank update per layer, by full name: A [r, in] and B [out, r], of a convolution A [r, in, kh, kw] and
+B [out, r, 1, 1]; the weight becomes W + B A.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Lora:
     """Low-rank factors.
 
     Attributes:
-        factors: A [r, in] and B [out, r] for each full module name; the weight becomes W + scale * B A.
+        factors: of each layer, by full module name; the weight becomes W + scale * B A.
     """
 
     factors: Factors
@@ -40,10 +42,11 @@ class Lora:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {n: (b.shape[0], a.shape[1]) for n, (a, b) in self.factors.items()}
+        return {n: (b.shape[0], *a.shape[1:]) for n, (a, b) in self.factors.items()}
 
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
-        return {n: m.weight for n, m in backbone.modules("all").items()}
+        named = backbone.parameters("all").items()
+        return {n.removesuffix(".weight"): p for n, p in named if n.endswith(".weight") and p.ndim in (2, 4)}
 
     def finite(self) -> bool:
         return all(bool(t.isfinite().all()) for pair in self.factors.values() for t in pair)
@@ -73,9 +76,9 @@ class Lora:
         return acting(name, *components(backbone.pipe))
 
     def bake(self, backbone: Backbone, scale: float) -> None:
-        layers = backbone.modules("all")
+        weights = self.weights(backbone)
         with torch.no_grad():
             for path, (a, b) in self.factors.items():
-                w = layers[path].weight
-                update = scale * b.to(w.device, torch.float32) @ a.to(w.device, torch.float32)
-                w.copy_((w.float() + update).to(w.dtype))
+                w = weights[path]
+                update = scale * (b.to(w.device).float().flatten(1) @ a.to(w.device).float().flatten(1))
+                w.copy_((w.float() + update.view_as(w)).to(w.dtype))

@@ -49,7 +49,7 @@ def overlap(one: str | os.PathLike[str] | Eraser, two: str | os.PathLike[str] | 
     For LoRAs: `cosine` of the two updates; `norm of the sum` beside what it would be if they were orthogonal (a ratio
     above 1: they add up, below 1: they cancel); how much of what one reads (`reads`) and writes (`writes`) the other
     does too, averaged over the layers both edit, and the smallest principal angle of any layer. For deltas: the share
-    of the changed weights that both change.
+    of the changed weights that both change, and what it would be if they lay in the same parameters at random.
 
     Raises:
         InputError: erasers of different kinds, or of different families.
@@ -74,11 +74,12 @@ def overlap(one: str | os.PathLike[str] | Eraser, two: str | os.PathLike[str] | 
         "weights changed": either,
         "changed by both": common,
         "share of the smaller": round(common / max(1, min(either)), 4),
+        "by chance": round(max(either) / max(1, sum(math.prod(a.payload.shapes[n]) for n in both)), 4),
     }
 
 
 def _floats(payload: Lora) -> dict[str, tuple[Tensor, Tensor]]:
-    return {n: (a.double(), b.double()) for n, (a, b) in payload.factors.items()}
+    return {n: (a.double().flatten(1), b.double().flatten(1)) for n, (a, b) in payload.factors.items()}
 
 
 def _loras(

@@ -31,6 +31,7 @@ class Recipe:
         kind: "lora" or "delta".
         training: precision of the base and of the training; empty for a closed form.
         versions: libraries used.
+        derived: of an eraser made from another, how: its kind, and what of it is held; else empty.
         schema: version of this record.
     """
 
@@ -46,6 +47,7 @@ class Recipe:
     kind: str = "lora"
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    derived: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @classmethod

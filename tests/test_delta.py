@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from erasers.erase import Change, Delta, Eraser, Lora, describe, erase, overlap
+from erasers.erase._convert import split
 from erasers.erase._delta import pack, unpack
 from erasers.erase._overlap import inner, shared, spans
 from erasers.pipelines import load, wrap
@@ -199,7 +200,7 @@ class TestRefusals:
 
     def test_layouts(self, made, tmp_path):
         sd, eraser, _ = made
-        with pytest.raises(InputError, match="a delta is no LoRA: export it to component, got 'peft'"):
+        with pytest.raises(InputError, match="a delta is no LoRA: make one of it with --rank or --energy"):
             eraser.export(tmp_path / "x.safetensors")
         with pytest.raises(InputError, match="name the base model with --model"):
             eraser.export(tmp_path / "x", "component")
@@ -365,3 +366,124 @@ class TestTheTrap:
         with erase("moon", sd).attached(sd):
             assert len(sd.denoiser._forward_pre_hooks) == before + 1
         assert len(sd.denoiser._forward_pre_hooks) == before
+
+
+# ---------------------------------------------------------------- in other shapes
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (6, 5, 3, 3)])
+def test_split_is_the_closest_of_its_rank(shape):
+    change = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = np.linalg.svd(change.flatten(1).double().numpy(), compute_uv=False) ** 2
+    for rank in (1, 3, 99):
+        a, b, held = split(change, rank=rank, energy=None)
+        r = min(rank, *change.flatten(1).shape)
+        assert a.shape == (r, *shape[1:])
+        assert b.shape == (shape[0], r, *(1 for _ in shape[2:]))
+        away = (b.flatten(1) @ a.flatten(1) - change.flatten(1)).double().square().sum().item()
+        assert held == pytest.approx(values[:r].sum(), rel=1e-5)
+        assert away == pytest.approx(values[r:].sum(), abs=1e-4)
+    for energy in (0.2, 0.5, 0.9, 1.0):
+        a, _, held = split(change, rank=None, energy=energy)
+        assert held >= energy * values.sum() * (1 - 1e-9)
+        assert values[: len(a) - 1].sum() < energy * values.sum()
+
+
+@pytest.fixture
+def whole(sd):
+    """An eraser that changes every parameter: convolutions, norms and biases too."""
+    return sd, erase("moon", sd, method=("esd", {**DENSE[1], "train": "all", "lr": 1e-3}))
+
+
+def test_a_lora_of_a_delta(whole, tmp_path):
+    sd, eraser = whole
+    base = output(sd)
+    with eraser.attached(sd):
+        exact = output(sd)
+    away = []
+    for rank in (1, 4, 400):
+        lora = eraser.to_lora(sd, rank=rank)
+        assert isinstance(lora.payload, Lora)
+        assert {b.ndim for _, b in lora.payload.factors.values()} == {2, 4}
+        with lora.attached(sd) as handle:
+            assert handle.is_active()
+            away.append((output(sd) - exact).norm().item())
+        assert torch.equal(output(sd), base)
+        again = Eraser.from_pretrained(lora.export(tmp_path / f"{rank}.safetensors"))
+        assert again.recipe == lora.recipe
+        assert again.recipe.derived["from"] == "delta"
+        lora.save_pretrained(tmp_path / str(rank), verify=sd)
+        held = lora.recipe.derived["captured energy"]
+        # of the whole change, norms and biases included, computed once more
+        total = inside = 0.0
+        for n, c in eraser.payload.changes.items():
+            old = sd.parameters("all")[n].detach()
+            moved = (c.applied(old) - old).double()
+            total += moved.square().sum().item()
+            if n.removesuffix(".weight") in lora.payload.factors:
+                s = torch.linalg.svdvals(moved.flatten(1))
+                inside += s[:rank].square().sum().item()
+        assert held == pytest.approx(inside / total, rel=1e-4)
+        assert lora.recipe.derived["parameters left out"] > 0
+    assert away[0] > away[1] > away[2] > 0
+    other = wrap(tiny.sd())
+    lora.bake(other)
+    torch.testing.assert_close(output(other), output_with(lora, sd), atol=1e-4, rtol=1e-3)
+
+
+def output_with(eraser, backbone):
+    with eraser.attached(backbone):
+        return output(backbone)
+
+
+def test_a_lora_of_a_delta_in_plain_diffusers(whole, tmp_path):
+    sd, eraser = whole
+    lora = eraser.to_lora(sd, energy=0.9)
+    lora.export(tmp_path / "peft.safetensors")
+    lora.export(tmp_path / "kohya.safetensors", "kohya")
+    want = output_with(lora, sd)
+    for name in ("peft", "kohya"):
+        other = wrap(tiny.sd())
+        other.pipe.load_lora_weights(tmp_path / f"{name}.safetensors")
+        torch.testing.assert_close(output(other), want, atol=1e-5, rtol=1e-4)
+
+
+def test_lycoris_is_the_difference(whole, tmp_path):
+    sd, eraser = whole
+    path = eraser.export(tmp_path / "full.safetensors", "lycoris", base=sd)
+    tensors = load_file(path)
+    assert {k.rpartition(".")[2] for k in tensors} == {"diff", "diff_b", "w_norm", "b_norm"}
+    net = sd.pipe.unet
+    modules = {n.replace(".", "_"): m for n, m in net.named_modules()}
+    params = {n: p.detach().clone() for n, p in net.named_parameters()}
+    with torch.no_grad():  # as the apps that read such files add them
+        for key, value in tensors.items():
+            layer, _, kind = key.removeprefix("lora_unet_").rpartition(".")
+            module = modules[layer]
+            assert isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)) == kind.endswith("norm")
+            p = module.bias if kind in ("diff_b", "b_norm") else module.weight
+            p.add_(value)
+    have = output(sd)
+    with torch.no_grad():
+        for n, p in net.named_parameters():
+            p.copy_(params[n])
+    torch.testing.assert_close(have, output_with(eraser, sd), atol=1e-5, rtol=1e-4)
+
+
+def test_conversions_say_what_they_need(whole, tmp_path):
+    sd, eraser = whole
+    lora = eraser.to_lora(sd, rank=1)
+    target = tmp_path / "x.safetensors"
+    for words, call in (
+        ("name one of --rank and --energy", lambda: eraser.to_lora(sd)),
+        ("name one of --rank and --energy", lambda: eraser.to_lora(sd, rank=1, energy=0.5)),
+        ("rank: expected at least 1, got 0", lambda: eraser.to_lora(sd, rank=0)),
+        ("energy: expected a share above 0 and at most 1, got 2.0", lambda: eraser.to_lora(sd, energy=2.0)),
+        ("are for a delta", lambda: lora.to_lora(sd, rank=1)),
+        ("name the base with --model", lambda: eraser.export(target, "lycoris")),
+        ("export it to kohya", lambda: lora.export(target, "lycoris", base=sd)),
+        ("make one of it with --rank or --energy", lambda: eraser.export(target, "peft")),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
+    assert not target.exists()

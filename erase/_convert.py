@@ -1,0 +1,99 @@
+"""A delta in other shapes: as low-rank factors by singular values, and as the full differences of LyCORIS files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..prompts import InputError
+from ._delta import Delta
+from ._lora import Factors
+
+
+def split(change: Tensor, *, rank: int | None, energy: float | None) -> tuple[Tensor, Tensor, float]:
+    """The closest update of low rank (Eckart and Young, 1936), A [r, in] and B [out, r], of a convolution A
+    [r, in, kh, kw] and B [out, r, 1, 1]; and how much of the change's square norm it holds.
+
+    Args:
+        change: new minus old weights, [out, in] or [out, in, kh, kw].
+        rank: r, or the full rank where that is smaller.
+        energy: instead, the smallest r whose share of the square norm is at least this.
+    """
+    u, s, v = torch.linalg.svd(change.flatten(1).double(), full_matrices=False)
+    held = s.square().cumsum(0)
+    if energy is not None:
+        rank = int((held < energy * held[-1]).sum()) + 1
+    r = min(int(rank or 1), len(s))
+    root = s[:r].sqrt()
+    a, b = root[:, None] * v[:r], u[:, :r] * root
+    if change.ndim == 4:
+        a, b = a.unflatten(1, change.shape[1:]), b[:, :, None, None]
+    return a.float(), b.float(), held[r - 1].item()
+
+
+def as_factors(
+    delta: Delta, base: Mapping[str, Tensor], *, rank: int | None, energy: float | None
+) -> tuple[Factors, dict[str, Any]]:
+    """Low-rank factors for every Linear and convolution that a delta changes, and what was lost on the way.
+
+    Args:
+        delta: the change.
+        base: the base's values of all parameters.
+        rank: of every layer; or
+        energy: the share of each layer's square norm to hold, above 0 and at most 1.
+
+    Raises:
+        InputError: both or neither given, or out of range; nothing in the delta fits a LoRA.
+    """
+    if (rank is None) == (energy is None):
+        raise InputError("a delta becomes a LoRA of a given rank or energy: name one of --rank and --energy")
+    if rank is not None and rank < 1:
+        raise InputError(f"rank: expected at least 1, got {rank}")
+    if energy is not None and not 0 < energy <= 1:
+        raise InputError(f"energy: expected a share above 0 and at most 1, got {energy}")
+    factors, total, held, left = {}, 0.0, 0.0, []
+    for name, change in delta.changes.items():
+        old = base[name].detach().cpu()
+        moved = change.applied(old).float() - old.float()
+        size = float(moved.double().square().sum())
+        total += size
+        if not size:
+            continue
+        if name.endswith(".weight") and moved.ndim in (2, 4):
+            a, b, part = split(moved, rank=rank, energy=energy)
+            factors[name.removesuffix(".weight")] = a, b
+            held += part
+        else:
+            left.append(name)
+    if not factors:
+        raise InputError("nothing in this delta fits a LoRA: it changes no weight of a Linear or a convolution")
+    about = {
+        "from": "delta",
+        "captured energy": round(held / total, 6),
+        "rank": max(len(a) for a, _ in factors.values()),
+    }
+    return factors, about | {"parameters left out": len(left)}
+
+
+def lycoris_keys(delta: Delta, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """New minus old values under LyCORIS' names: `lora_unet_<layer>.diff` and `.diff_b` (weight and bias), for norms
+    `.w_norm` and `.b_norm`. In float32; adding them rounds, so it is exact to a unit in the last place only.
+
+    Raises:
+        InputError: a parameter of a transformer, for which no name is known to be read.
+    """
+    out = {}
+    for name, change in delta.changes.items():
+        component, _, path = name.partition(".")
+        layer, _, kind = path.rpartition(".")
+        if component != "unet" or kind not in ("weight", "bias"):
+            raise InputError(f"LyCORIS files have no name that is known to be read for {name!r}: export to component")
+        norm = base[f"{component}.{layer}.weight"].ndim == 1
+        ending = {"weight": "w_norm" if norm else "diff", "bias": "b_norm" if norm else "diff_b"}[kind]
+        old = base[name].detach().cpu()
+        out[f"lora_unet_{re.sub(r'[.]', '_', layer)}.{ending}"] = change.applied(old).float() - old.float()
+    return out
