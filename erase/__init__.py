@@ -6,12 +6,13 @@ from ._erase import concept, default_preserve, erase, solve
 from ._eraser import LAYOUTS, Attached, Eraser
 from ._files import CONFIG_FILE, check_target, write_folder
 from ._finetune import Finetune, Finetuner, pick
-from ._inspect import describe
+from ._inspect import coverage, describe
 from ._lora import Factors, Lora
 from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of
 from ._overlap import overlap
 from ._payload import Payload
 from ._recipe import Recipe
+from ._saliency import Mask
 from ._student import Student
 from ._train import Diverged, Loop, Session, Trainer, checkpoints, main_process, train
 
@@ -29,6 +30,7 @@ __all__ = [
     "Finetuner",
     "Loop",
     "Lora",
+    "Mask",
     "Method",
     "Option",
     "Payload",
@@ -41,6 +43,7 @@ __all__ = [
     "checkpoints",
     "concept",
     "configure",
+    "coverage",
     "default_preserve",
     "describe",
     "erase",

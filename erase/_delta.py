@@ -22,14 +22,18 @@ PARTS = ("bitmap", "shape", "values", "norm")
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Bits of a boolean tensor of n elements, first element in the highest bit: uint8 [ceil(n / 8)]."""
+    """Bits of a boolean tensor of n elements, first element in the highest bit: uint8 [ceil(n / 8)], on the CPU."""
     return torch.from_numpy(np.packbits(mask.flatten().cpu().numpy()))
 
 
 def unpack(bitmap: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The boolean tensor of that shape."""
-    bits = np.unpackbits(bitmap.cpu().numpy(), count=math.prod(shape))
-    return torch.from_numpy(bits.astype(bool)).reshape(shape)
+    """The boolean tensor of that shape, on the bitmap's device."""
+    if bitmap.device.type == "cpu":
+        bits = torch.from_numpy(np.unpackbits(bitmap.numpy(), count=math.prod(shape)))
+    else:
+        places = torch.arange(7, -1, -1, dtype=torch.uint8, device=bitmap.device)
+        bits = (bitmap[:, None] >> places & 1).flatten()[: math.prod(shape)]
+    return bits.view(torch.bool).reshape(shape)
 
 
 @dataclass(frozen=True)

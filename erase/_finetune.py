@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..pipelines import Backbone, Condition
 from ..prompts import BOTH, CONTEXTS, Concept, InputError, fill, unknown
 from ._delta import Delta
 from ._lora import Factors
+from ._masked import MaskedStudent
 from ._method import Task
 from ._student import Student
 from ._train import Session, optimiser_state, restore_optimiser
@@ -80,7 +81,8 @@ class Finetuner:
     def __init__(self, settings: Finetune, backbone: Backbone, task: Task) -> None:
         self.settings, self.backbone, self.task, self.steps = settings, backbone, task, settings.steps
         self.null: Condition
-        self._student: Student | None = None
+        self._student: Student | MaskedStudent | None = None
+        self.optimiser: Any
 
     # ------------------------------------------------------------ what a method adds
 
@@ -102,7 +104,7 @@ class Finetuner:
     # ------------------------------------------------------------ what they share
 
     @property
-    def student(self) -> Student:
+    def student(self) -> Student | MaskedStudent:
         """The student, once `start` has built it."""
         assert self._student is not None
         return self._student
@@ -112,11 +114,15 @@ class Finetuner:
         self.session = session
         first = torch.Generator().manual_seed(self.task.seed)
         self._student = Student(self.backbone, s.train, rank=0 if s.dense else s.rank, generator=first)
-        self.names = list(self.student.parameters)
-        self.optimiser = session.optimiser(torch.optim.Adam(self.student.parameters.values(), lr=s.lr))
+        self.adam(s.lr)
         with torch.no_grad(), self.student.teacher():
             self.null = self.backbone.unconditional(1)
             self.encode()
+
+    def adam(self, lr: float) -> None:
+        """The optimiser of the student's parameters."""
+        self.names = list(self.student.parameters)
+        self.optimiser = self.session.optimiser(torch.optim.Adam(self.student.parameters.values(), lr=lr))
 
     def step(self, k: int, rng: torch.Generator) -> Mapping[str, float]:
         draws, total, n = self.draw(rng), 0.0, self.settings.batch
@@ -132,8 +138,12 @@ class Finetuner:
                 self.session.backward(loss)
             total += loss.item()
         with self.student.on():
-            norm = self.session.update(self.optimiser, self.settings.clip)
+            norm = self.update(k)
         return {"loss": self.session.sum(total), "gradient": norm}
+
+    def update(self, k: int) -> float:
+        """The optimiser's part of step k: the norm of the gradient."""
+        return self.session.update(self.optimiser, self.settings.clip)
 
     def state(self) -> dict[str, Tensor]:
         return self.student.state() | optimiser_state(self.optimiser, self.names)
@@ -158,18 +168,36 @@ def pick(n: int, among: int, rng: torch.Generator) -> Tensor:
     return torch.randint(among, (n,), generator=rng)
 
 
-def together(concepts: Sequence[Concept], others: Sequence[Concept], *, synonyms: bool) -> dict[str, str]:
-    """Sentences that name an object and a style at once: each of the concepts, by each of its names, with each of the
-    others that is of the other kind, in templates taken in turn. With each, the sentence that names the other alone.
+def beside(
+    concepts: Sequence[Concept], others: Sequence[Concept], *, synonyms: bool
+) -> Iterator[tuple[str, Concept, str, Concept]]:
+    """Sentences that name an object and a style at once: a template, one of the concepts, one of its names, and one of
+    the others, of the other kind. Templates are taken in turn.
     """
-    out: dict[str, str] = {}
+    n = 0
     for concept in concepts:
         for name in concept.names if synonyms else concept.names[:1]:
             for other in others:
-                pair = {concept.kind: name, other.kind: other.name}
-                if pair.keys() == {"object", "style"}:
-                    both = fill(BOTH[len(out) % len(BOTH)], **pair)
-                    out[both] = fill(CONTEXTS[other.kind][1], x=other.name)
+                if {concept.kind, other.kind} == {"object", "style"}:
+                    yield BOTH[n % len(BOTH)], concept, name, other
+                    n += 1
+
+
+def together(concepts: Sequence[Concept], others: Sequence[Concept], *, synonyms: bool) -> dict[str, str]:
+    """Each such sentence, with the one that names the other concept alone."""
+    return {
+        fill(template, **{concept.kind: name, other.kind: other.name}): fill(CONTEXTS[other.kind][1], x=other.name)
+        for template, concept, name, other in beside(concepts, others, synonyms=synonyms)
+    }
+
+
+def relabelled(concepts: Sequence[Concept], others: Sequence[Concept], *, synonyms: bool) -> list[tuple[str, str]]:
+    """Each such sentence, with the same naming the concept's anchor (none: with the one that names the other alone)."""
+    out = []
+    for template, concept, name, other in beside(concepts, others, synonyms=synonyms):
+        old, new = ({concept.kind: word, other.kind: other.name} for word in (name, concept.anchor))
+        alone = fill(CONTEXTS[other.kind][1], x=other.name)
+        out.append((fill(template, **old), fill(template, **new) if concept.anchor else alone))
     return out
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipelines import Condition
+from ..pipelines import Backbone, Condition
 from ..prompts import InputError
 from ._finetune import Finetune, Finetuner, flat, pick
 
@@ -43,6 +43,24 @@ class OnImages(Finetune):
                 raise InputError(f"{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
 
 
+@torch.no_grad()
+def drawn(
+    settings: OnImages, backbone: Backbone, source: Condition, *, null: Condition, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """Clean latents [images, *latent_shape] that the network draws now, each of a prompt of `source` picked at random,
+    and the numbers [images] of those prompts.
+    """
+    n, steps = settings.images, settings.sampler_steps
+    prompt = pick(n, len(source), rng)
+    noise = torch.randn(n, *backbone.latent_shape, generator=rng)
+    parts = []
+    for rows in torch.arange(n).split(settings.batch):
+        stop = torch.full((len(rows),), steps)
+        cond = source[prompt[rows]]
+        parts.append(backbone.partial(cond, stop, noise[rows], steps=steps, guidance=settings.guidance, null=null)[0])
+    return {"latent": torch.cat(parts), "prompt": prompt}
+
+
 class ImageTrainer(Finetuner):
     """A `Finetuner` on noised latents of drawn images. `forget` and `anchor` hold the same sentences, naming the
     concept and what is to be drawn instead.
@@ -65,23 +83,8 @@ class ImageTrainer(Finetuner):
         self.anchor = self.backbone.encode(flat([words(c, c.anchor) for c in concepts]))
 
     def setup(self, rng: torch.Generator) -> None:
-        s, source = self.settings, self.source
-        prompt = pick(s.images, len(source), rng)
-        noise = torch.randn(s.images, *self.backbone.latent_shape, generator=rng)
-        parts = []
-        with torch.no_grad(), self.student.teacher(), self.session.autocast():
-            for rows in torch.arange(s.images).split(max(s.batch, 1)):
-                stop = torch.full((len(rows),), s.sampler_steps)
-                x, _ = self.backbone.partial(
-                    source[prompt[rows]],
-                    stop,
-                    noise[rows],
-                    steps=s.sampler_steps,
-                    guidance=s.guidance,
-                    null=self.null,
-                )
-                parts.append(x)
-        self.images = {"latent": torch.cat(parts), "prompt": prompt}
+        with self.student.teacher(), self.session.autocast():
+            self.images = drawn(self.settings, self.backbone, self.source, null=self.null, rng=rng)
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {f"images/{k}": v for k, v in self.images.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..prompts import InputError
 from . import _files as files
 from ._delta import Delta
 from ._recipe import Recipe
+from ._saliency import MASK, Mask
 
 
 def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -30,6 +32,9 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     if pairs := _pairs(tensors):
         norms = {n: _product_norm(a, b) for n, (a, b) in pairs.items()}
         out |= {"layers": len(pairs), "rank": max(a.shape[0] for a, _ in pairs.values())}
+    elif MASK in header:
+        mask = Mask.load(file)
+        return out | {"mask": dict(mask.about), **coverage(mask.counts())}
     elif any(k.endswith(".bitmap") for k in tensors):
         changes = Delta.read(file)[0].changes
         norms = {n: c.norm for n, c in changes.items()}
@@ -38,6 +43,7 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
             sum(len(c.values) for c in changes.values()),
         )
         out |= {"parameters": len(changes), "weights": weights, "weights changed": changed}
+        out |= coverage({n: (len(c.values), math.prod(c.shape)) for n, c in changes.items()})
     else:
         raise InputError(
             f"{file} holds no LoRA pairs and no delta: expected keys ending in lora_A / lora_B, lora_down / lora_up "
@@ -72,6 +78,39 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
         "preserve": recipe.preserve,
         "versions": recipe.versions,
     }
+
+
+def coverage(counts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """What a mask covers: its density, and the share of the weights of each block and of each kind of layer.
+
+    Args:
+        counts: weights inside and weights in all, by full parameter name.
+    """
+
+    def shares(key: Callable[[str], str]) -> dict[str, float]:
+        sums: dict[str, tuple[int, int]] = {}
+        for name, (inside, size) in counts.items():
+            a, b = sums.get(key(name), (0, 0))
+            sums[key(name)] = a + inside, b + size
+        return {k: round(a / b, 4) for k, (a, b) in sums.items()}
+
+    return {
+        "density": shares(lambda _: "all")["all"],
+        "share by block": shares(block),
+        "share by layer": dict(sorted(shares(layer).items(), key=lambda pair: -pair[1])),
+    }
+
+
+def block(name: str) -> str:
+    """The part of a network that a parameter belongs to: "conv_in", "down_blocks.1", "transformer_blocks.12"."""
+    first, second, *_ = name.split(".")[1:]
+    return f"{first}.{second}" if second.isdigit() else first
+
+
+def layer(name: str) -> str:
+    """The kind of layer: the last words of its path without numbers ("attn2.to_k")."""
+    parts = [p for p in name.split(".")[1:-1] if not p.isdigit()]
+    return ".".join(parts[-2:])
 
 
 def _pairs(tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
@@ -28,13 +28,22 @@ class Student:
         group: which part of it learns.
         rank: of the factors; 0 trains the weights themselves, convolutions, norms and biases included.
         generator: of the first values: A uniform as PEFT draws it, B zero, so that the student starts as the teacher.
+        only: of the group's Linears, those that get factors; all by default.
 
     Raises:
         InputError: nothing to train in that group, dense training in half precision, or a LoRA fused into the network.
     """
 
-    def __init__(self, backbone: Backbone, group: Group, *, rank: int, generator: torch.Generator) -> None:
-        self.backbone, self._dense = backbone, rank == 0
+    def __init__(
+        self,
+        backbone: Backbone,
+        group: Group,
+        *,
+        rank: int,
+        generator: torch.Generator,
+        only: Sequence[str] | None = None,
+    ) -> None:
+        self.backbone, self._dense, self._only = backbone, rank == 0, only
         self._flags = [(p, p.requires_grad) for p in backbone.denoiser.parameters()]
         if self._dense and backbone.dtype != torch.float32:
             raise InputError(
@@ -60,7 +69,8 @@ class Student:
                 values = {n: p.data.clone() for n, p in self.parameters.items()}
             backbone.cover(values, LABEL)
         else:
-            factors = {n: _first(m, rank, generator) for n, m in backbone.modules(group).items()}
+            layers = backbone.modules(group)
+            factors = {n: _first(layers[n], rank, generator) for n in (layers if self._only is None else self._only)}
             self._before = plug(backbone.pipe, files.peft_keys(factors), LABEL)
             self._pairs = low_rank(backbone.pipe, LABEL)
             self.parameters = {

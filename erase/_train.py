@@ -178,8 +178,14 @@ class Session:
                 f"{backbone.name} is on {kind}, this process trains on {self.accelerator.device}: see --device"
             )
         self.main = self.accelerator.is_main_process
+        self.work = loop.work
         self._accumulate = loop.accumulate
         self._half = precision == "fp16"
+
+    @property
+    def whole(self) -> bool:
+        """Whether a step is one backward pass in one process, so that its gradients are complete as they arrive."""
+        return self.accelerator.num_processes == 1 and self._accumulate == 1
 
     def parts(self, n: int) -> list[slice]:
         """This process's share of a batch of n, in the parts to be computed one by one; none of them is empty.
@@ -227,8 +233,7 @@ class Session:
         params = [p for group in optimiser.param_groups for p in group["params"]]
         for p in params:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        if self.accelerator.num_processes > 1:
-            self._reduce([p.grad for p in params])
+        self.reduce([p.grad for p in params])
         if self._half:
             self.accelerator.unscale_gradients(optimiser)
         norm = float(torch.nn.utils.clip_grad_norm_(params, clip or math.inf))
@@ -238,8 +243,9 @@ class Session:
         optimiser.zero_grad(set_to_none=True)
         return norm
 
-    def _reduce(self, grads: list[Tensor]) -> None:
-        while grads:
+    def reduce(self, grads: list[Tensor]) -> None:
+        """Replace tensors by their sums over processes, in place."""
+        while grads and self.accelerator.num_processes > 1:
             part: list[Tensor] = []
             size = 0
             while grads and (not part or size + grads[0].numel() <= REDUCE):

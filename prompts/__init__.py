@@ -4,11 +4,12 @@ from . import canvas
 from ._errors import InputError, unknown
 from .concept import Concept, Kind
 from .sets import SEEDS, SETS, Prompt, canvas_grid, canvas_plan, load, paraphrase, save
-from .templates import BOTH, CONTEXTS, fill
+from .templates import BOTH, CONTEXTS, EVERYDAY, fill
 
 __all__ = [
     "BOTH",
     "CONTEXTS",
+    "EVERYDAY",
     "SEEDS",
     "SETS",
     "Concept",

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import canvas
 from ._errors import InputError, unknown
 from .concept import Concept
-from .templates import HELD_OUT, REQUESTS, fill
+from .templates import EVERYDAY, HELD_OUT, REQUESTS, fill
 
 SEEDS: tuple[int, ...] = (188, 288, 588, 688, 888)
 """UnlearnCanvas' five seeds (arXiv 2402.11846)."""
@@ -88,6 +88,10 @@ def paraphrase(concept: Concept, seed: int = 0) -> list[Prompt]:
 SETS: dict[str, tuple[str, Callable[[], list[Prompt]]]] = {
     "canvas": ("every Canvas object in every style, five seeds (600 prompts)", canvas_grid),
     "canvas-1": ("every Canvas object in every style, one seed (120 prompts)", lambda: canvas_grid(SEEDS[:1])),
+    "everyday": (
+        f"what people ask any model for ({len(EVERYDAY)} prompts)",
+        lambda: [Prompt(text) for text in EVERYDAY],
+    ),
     "canvas-demo": (
         "twelve Canvas objects, a style each (12 prompts)",
         lambda: [

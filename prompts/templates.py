@@ -83,6 +83,58 @@ CONTEXTS: dict[str, tuple[str, ...]] = {
 }
 CONTEXTS["other"] = CONTEXTS["object"]
 
+# What people ask any model for: what a trained method stays with where nothing is named to be preserved.
+EVERYDAY: tuple[str, ...] = (
+    "a photo of a mountain lake at sunrise",
+    "a red bicycle leaning against a brick wall",
+    "an old man reading a newspaper in a cafe",
+    "a portrait of a young woman with freckles",
+    "two children playing football in a park",
+    "a bowl of ramen on a wooden table",
+    "a golden retriever running on a beach",
+    "a black cat asleep on a windowsill",
+    "a busy street in a big city at night",
+    "a lighthouse on a cliff in a storm",
+    "a wooden cabin in a snowy forest",
+    "a vase of sunflowers, still life",
+    "a steam train crossing a stone bridge",
+    "a sailing boat on a calm sea",
+    "an astronaut walking on a red planet",
+    "a dragon flying over a castle, fantasy art",
+    "a robot watering plants in a greenhouse",
+    "a watercolor painting of a quiet village",
+    "an oil painting of a wheat field",
+    "a pencil sketch of a pair of hands",
+    "a black and white photo of an empty station",
+    "a flat vector illustration of a city skyline",
+    "a cartoon fox wearing a scarf",
+    "a macro photo of a dew drop on a leaf",
+    "a cup of coffee beside an open book",
+    "a chef preparing pasta in a kitchen",
+    "a group of friends around a campfire",
+    "a horse grazing in a meadow",
+    "a flock of birds over a marsh",
+    "a tropical fish in a coral reef",
+    "a desert road under a starry sky",
+    "a waterfall in a rainforest",
+    "a modern living room with large windows",
+    "a narrow alley in an old town",
+    "a market stall full of fruit",
+    "a violin lying on sheet music",
+    "a vintage car parked by the sea",
+    "a hot air balloon above green hills",
+    "a pair of worn leather boots",
+    "a plate of pancakes with berries",
+    "a ballet dancer on a stage",
+    "a knight in armour, detailed illustration",
+    "a glass building reflecting clouds",
+    "a garden path in autumn",
+    "a clay pot on a potter's wheel",
+    "an elephant crossing a river",
+    "a bridge in thick fog",
+    "a map of an imaginary island",
+)
+
 # What people type around a single concept, by kind. `paraphrase` fills these.
 REQUESTS: dict[str, tuple[str, ...]] = {
     "object": (

@@ -25,13 +25,16 @@ KINDS = {
     "pool": ("esd", {**SHORT, "pool": 4, "refresh": 2, "keep": 0.5, "relative": 0.5, "decay": True}),
     "dense": ("esd", {**SHORT, "dense": True, "lr": 1e-3}),
     "images": ("concept_ablation", {**SHORT, "images": 4}),
+    "mask": ("salun", {**SHORT, "images": 4, "lr": 1e-3, "soft": 0.5, "decay": True, "train": "cross"}),
+    "mask, frozen target": ("salun", {**SHORT, "images": 4, "lr": 1e-3, "clip": 1.0, "target": "frozen"}),
+    "layers": ("salun", {**SHORT, "images": 4, "dense": False, "target": "frozen"}),
 }
 
 
 def tensors(eraser):
     if eraser.recipe.kind == "lora":
         return {f"{n}.{s}": t for n, p in eraser.payload.factors.items() for s, t in zip("AB", p, strict=True)}
-    return {n: c.values for n, c in eraser.payload.changes.items()}
+    return {n: c.applied(torch.zeros(c.shape)) for n, c in eraser.payload.changes.items()}
 
 
 def same(one, two):

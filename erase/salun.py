@@ -1,0 +1,163 @@
+"""SalUn: relabel the concept as its anchor, in the weights that matter for it only (Fan et al., arXiv 2310.12508).
+
+The mask is applied: weights outside it are bit-identical afterwards. Other masks of the same size stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor
+
+from ..pipelines import Backbone
+from ..prompts import InputError, unknown
+from ._finetune import Part
+from ._masked import MaskedStudent
+from ._method import Task
+from ._relabel import Relabel, Relabeller
+from ._saliency import Choice, Combination, Mask, cached, choose, digest, forgetting, gradient_sum, salient_layers
+from ._student import Student
+
+LEARNS = "what learns: text-kv (keys and values that read the prompt), cross (cross-attention), self, not-cross, all"
+
+
+@dataclass(frozen=True)
+class SalUn(Relabel):
+    """Relabelling under a weight saliency mask."""
+
+    train: Part = field(default="all", metadata={"help": LEARNS})
+    dense: bool = field(
+        default=True, metadata={"help": "train the weights under the mask (a delta); off: a LoRA on Linears it picks"}
+    )
+    mask: Choice = field(
+        default="saliency",
+        metadata={"help": "which weights learn: saliency; controls of the same size: random, lowest; none: all"},
+    )
+    density: float = field(default=0.5, metadata={"help": "share of the ranked weights in the mask (above 0, up to 1)"})
+    rank_over: Part = field(
+        default="all", metadata={"help": "weights ranked together, by one threshold; must hold all that learns"}
+    )
+    mask_guidance: float = field(default=7.5, metadata={"help": "guidance in the loss whose gradient ranks weights"})
+    combine: Combination = field(
+        default="extrapolate",
+        metadata={"help": "its form: interpolate, e0 + g (ec - e0), the paper's; extrapolate, (1 + g) ec - g e0"},
+    )
+    mask_passes: int = field(default=1, metadata={"help": "passes over the forget images that rank weights (>= 1)"})
+    soft: float = field(
+        default=0.0,
+        metadata={"help": "soft threshold: share of changes put to 0 after the first step, falling to none (0: off)"},
+    )
+
+    paper: ClassVar[str] = "arXiv 2310.12508"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"steps": 600, "batch": 8, "lr": 1e-5, "images": 800},
+        "sd": {"train": "cross", "rank": 8, "steps": 200, "batch": 8, "lr": 1e-5, "contexts": 3},
+        "canvas": {
+            "train": "cross",
+            "rank": 8,
+            "steps": 160,
+            "batch": 16,
+            "lr": 1e-3,
+            "decay": True,
+            "contexts": 6,
+            "alpha": 1.0,
+            "compose": True,
+            "images": 256,
+            "guidance": 4.0,
+            "sampler_steps": 12,
+            "mask_passes": 2,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kind in (("mask", Choice), ("combine", Combination), ("rank_over", Part)):
+            if getattr(self, name) not in get_args(kind):
+                raise unknown(name.replace("_", "-"), getattr(self, name), get_args(kind))
+        if not 0 < self.density <= 1:
+            raise InputError(f"density: expected a share above 0 and at most 1, got {self.density}")
+        if not 0 <= self.soft < 1:
+            raise InputError(f"soft: expected a share of at least 0 and below 1, got {self.soft}")
+        if self.soft and not self.dense:
+            raise InputError("soft: it puts weights' own changes to 0, and a LoRA has none: leave out --no-dense")
+        if not self.mask_passes >= 1:
+            raise InputError(f"mask-passes: expected at least 1, got {self.mask_passes}")
+        if not abs(self.mask_guidance) < float("inf"):
+            raise InputError(f"mask-guidance: expected a number, got {self.mask_guidance}")
+
+    def run(self, backbone: Backbone, task: Task) -> _Trainer:
+        """What trains the student.
+
+        Raises:
+            InputError: something learns that is not ranked.
+        """
+        ranked = backbone.parameters(self.rank_over)
+        if stray := [n for n in backbone.parameters(self.train) if n not in ranked]:
+            rest = f"{stray[0]}, which learns: choose all, or {self.train}"
+            raise InputError(f"rank-over {self.rank_over!r} leaves out {rest}")
+        return _Trainer(self, backbone, task)
+
+
+class _Trainer(Relabeller):
+    """SalUn's mask, and the student under it."""
+
+    settings: SalUn
+
+    def setup(self, rng: torch.Generator) -> None:
+        super().setup(rng)
+        s, backbone, ranked = self.settings, self.backbone, self.backbone.parameters(self.settings.rank_over)
+        made = ("mask", "density", "rank_over", "mask_guidance", "combine", "mask_passes", "batch")
+        about = {k: getattr(s, k) for k in made} | {"base": backbone.name, "seed": self.task.seed}
+        about |= {"concepts": [c.name for c in self.task.concepts], "images": digest(self.images)}
+
+        def make() -> Mask:
+            sums = s.mask in ("saliency", "lowest")
+            magnitudes = gradient_sum(backbone.denoiser, ranked, self._forgetting(rng)) if sums else ranked
+            return choose(magnitudes, s.density, s.mask, generator=rng, about=about)
+
+        with backbone.using(None):
+            self._build(cached(self.session.work if self.session.main else None, about, make))
+
+    def _forgetting(self, rng: torch.Generator) -> Iterator[Tensor]:
+        """The forgetting loss of one batch after another."""
+        s, backbone, count = self.settings, self.backbone, len(self.images["forget latent"])
+        for row in (r for _ in range(s.mask_passes) for r in torch.randperm(count, generator=rng).split(s.batch)):
+            noise = torch.randn(len(row), *backbone.latent_shape, generator=rng)
+            x, t, prompt, truth = self.noised("forget", row, time=backbone.times(len(row), rng), noise=noise)
+            with self.session.autocast():
+                both = self.null[[0] * len(row)] + self.forget[prompt]
+                free, led = backbone.denoise(torch.cat([x, x]), t.repeat(2), both).float().chunk(2)
+            yield forgetting(free, led, truth, scale=s.mask_guidance, how=s.combine)
+
+    def _build(self, mask: Mask) -> None:
+        s, backbone = self.settings, self.backbone
+        self.mask = mask
+        if s.dense:
+            learns = mask.only(list(backbone.parameters(s.train)))
+            self.optimiser = self._student = MaskedStudent(backbone, learns, self.session, lr=s.lr, clip=s.clip)
+            self.names = []  # the student keeps its own moments
+            return
+        first = torch.Generator().manual_seed(self.task.seed)
+        linears = mask.only([f"{n}.weight" for n in backbone.modules(s.train)])
+        layers = salient_layers(linears, s.density, s.mask, generator=first)
+        self._student = Student(backbone, s.train, rank=s.rank, generator=first, only=layers)
+        self.adam(s.lr)
+
+    def update(self, k: int) -> float:
+        if not isinstance(self.student, MaskedStudent):
+            return super().update(k)
+        norm = self.student.update()
+        self.student.soften(self.settings.soft * (1 - (k + 1) / self.steps))
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {f"mask/{n}": b for n, b in self.mask.bitmaps.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        ranked = self.backbone.parameters(self.settings.rank_over)
+        bitmaps = {n: state[f"mask/{n}"] for n in ranked}
+        self._build(Mask(bitmaps, {n: tuple(p.shape) for n, p in ranked.items()}, {}))
+        super().restore(state)
