@@ -42,9 +42,21 @@ def made(method: str, name: str, settings: dict, backbone: Backbone, keep: Path 
     return eraser, took
 
 
-def row(method: str, name: str, settings: dict, control: Control, keep: Path | None) -> dict:
-    """Erase and score one concept, or the stack of the erasers of several ("moon+star")."""
+def as_lora(eraser: Eraser, took: dict, backbone: Backbone, rank: int) -> tuple[Eraser, dict]:
+    """The LoRA of a delta, and the size of its file."""
+    lora = eraser.to_lora(backbone, rank=rank)
+    with TemporaryDirectory() as folder:
+        size = lora.export(Path(folder) / "lora.safetensors").stat().st_size
+    return lora, {**took, "bytes": size}
+
+
+def row(method: str, name: str, settings: dict, control: Control, keep: Path | None, rank: int | None) -> dict:
+    """Erase and score one concept, or the stack of the erasers of several ("moon+star"); with a rank, the LoRAs of that
+    rank made of the deltas.
+    """
     parts = [made(method, n, settings, control.backbone, keep) for n in name.split("+")]
+    if rank is not None:
+        parts = [as_lora(eraser, took, control.backbone, rank) for eraser, took in parts]
     report = evaluate([e for e, _ in parts], control.backbone, control=control)
     return {
         "model": control.backbone.name,
@@ -52,6 +64,7 @@ def row(method: str, name: str, settings: dict, control: Control, keep: Path | N
         "settings": settings,
         "effective": settings_of(configure(method, control.backbone.preset, settings)),
         "concept": name,
+        "derived": {**parts[0][0].recipe.derived, "asked": rank} if rank else {},
         "seconds": round(sum(t["seconds"] for _, t in parts), 3),
         "extra_mb": max(t["extra_mb"] for _, t in parts),
         "bytes": sum(t["bytes"] for _, t in parts),
@@ -130,6 +143,7 @@ def main() -> None:
     parser.add_argument("--concepts", default=",".join(canvas.CONCEPTS))
     parser.add_argument("--settings", default="{}", help='JSON: {"uce": {"ridge": 0.1}}')
     parser.add_argument("--keep", type=Path, help="folder in which erasers are kept, so that stacks reuse them")
+    parser.add_argument("--rank", type=int, help="score the LoRAs of this rank made of deltas")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     log = args.out.with_suffix(".jsonl")
@@ -141,10 +155,16 @@ def main() -> None:
 
     def key(method: str, settings: dict, name: str) -> tuple[str, ...]:
         effective = settings_of(configure(method, control.backbone.preset, settings))
-        return args.model, method, json.dumps(effective, sort_keys=True), name
+        return args.model, method, json.dumps(effective, sort_keys=True), name, str(args.rank)
 
     done = {
-        (r.get("model", "canvas-sd"), r["method"], json.dumps(r.get("effective"), sort_keys=True), r["concept"])
+        (
+            r.get("model", "canvas-sd"),
+            r["method"],
+            json.dumps(r.get("effective"), sort_keys=True),
+            r["concept"],
+            str(r.get("derived", {}).get("asked")),
+        )
         for r in rows
     }
     for method in args.methods.split(","):
@@ -152,7 +172,7 @@ def main() -> None:
             settings = chosen.get(method, {})
             if key(method, settings, name) in done:
                 continue
-            rows.append(row(method, name, settings, control, args.keep))
+            rows.append(row(method, name, settings, control, args.keep, args.rank))
             with log.open("a") as f:
                 f.write(json.dumps(rows[-1]) + "\n")
             short = {k: rows[-1]["scores"][k]["value"] for k in SCORES}

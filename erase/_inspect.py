@@ -103,7 +103,7 @@ def coverage(counts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
 
 def block(name: str) -> str:
     """The part of a network that a parameter belongs to: "conv_in", "down_blocks.1", "transformer_blocks.12"."""
-    first, second, *_ = name.split(".")[1:]
+    first, second, *_ = *name.split(".")[1:], ""
     return f"{first}.{second}" if second.isdigit() else first
 
 
