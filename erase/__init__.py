@@ -3,7 +3,8 @@
 from ._contract import CHECKS
 from ._delta import Change, Delta
 from ._erase import concept, default_preserve, erase, solve
-from ._eraser import LAYOUTS, Attached, Eraser
+from ._eraser import Attached, Eraser
+from ._export import LAYOUTS
 from ._files import CONFIG_FILE, check_target, write_folder
 from ._finetune import Finetune, Finetuner, pick
 from ._inspect import coverage, describe

@@ -10,27 +10,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
 
 from ..pipelines import Backbone, activate, components, distance, fingerprint, overlay, watch, wrap
-from ..prompts import InputError, unknown
+from ..prompts import InputError
 from . import _files as files
 from ._card import card
-from ._convert import as_factors, lycoris_keys
+from ._convert import as_factors
 from ._delta import Delta
-from ._kohya import kohya_keys
+from ._export import Layout, base_values, check_bare, export
 from ._lora import Lora
 from ._payload import Payload
 from ._recipe import Recipe
 
 SAME_BASE = 0.01
-Layout = Literal["peft", "kohya", "lycoris", "component"]
-LAYOUTS: tuple[Layout, ...] = ("peft", "kohya", "lycoris", "component")
 KINDS: dict[str, type[Payload]] = {"lora": Lora, "delta": Delta}
 
 
@@ -83,7 +80,7 @@ class Eraser:
         """
 
         def fill(partial: Path) -> None:
-            self.payload.write(partial, self._header())
+            self.payload.write(partial, self.recipe.header())
             record = json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False)
             (partial / files.CONFIG_FILE).write_text(record + "\n", encoding="utf-8")
             (partial / "README.md").write_text(card(self.recipe), encoding="utf-8")
@@ -91,9 +88,6 @@ class Eraser:
                 _verify(partial, verify)
 
         return files.write_folder(Path(folder), fill, force=force)
-
-    def _header(self) -> dict[str, str]:
-        return {files.HEADER: json.dumps(asdict(self.recipe), ensure_ascii=False)}
 
     def export(
         self,
@@ -120,43 +114,7 @@ class Eraser:
             InputError: unknown layout, one that this kind does not have or that has no name for some of its layers, no
                 base where one is needed, or the place exists, cannot be written or is not named `.safetensors`.
         """
-        target = Path(path)
-        if to not in LAYOUTS:
-            raise unknown("file layout", to, LAYOUTS)
-        if to == "component":
-            return self._component(target, base, force=force)
-        if target.suffix != ".safetensors":
-            raise InputError(f"expected a file name ending in .safetensors, got {target.name!r}")
-        files.check_target(target, force)
-        tensors = self._differences(base, dtype) if to == "lycoris" else self._pairs(to, dtype)
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        files.write_tensors(target, tensors, self._header())
-        return target
-
-    def _pairs(self, to: Layout, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        if not isinstance(self.payload, Lora):
-            raise InputError(
-                f"a {self.recipe.kind} is no LoRA: make one of it with --rank or --energy, or export it to component "
-                f"or lycoris, got {to!r}"
-            )
-        factors = self.payload.factors
-        if dtype is not None:
-            factors = {n: (a.to(dtype), b.to(dtype)) for n, (a, b) in factors.items()}
-        return files.peft_keys(factors) if to == "peft" else kohya_keys(factors, self.recipe.family)
-
-    def _differences(self, base: Backbone | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        if not isinstance(self.payload, Delta):
-            raise InputError("a lora is no full difference: export it to kohya, which the same apps read")
-        tensors = lycoris_keys(self.payload, self._base_values(base))
-        return tensors if dtype is None else {n: t.to(dtype) for n, t in tensors.items()}
-
-    def _base_values(self, base: Backbone | None) -> dict[str, Tensor]:
-        """The untouched values that a delta is a change of."""
-        if base is None:
-            raise InputError("a delta holds new values, and differences need the old ones: name the base with --model")
-        self.check_base(base)
-        with base.using(None):
-            return {n: p.data for n, p in base.parameters("all").items()}
+        return export(self, Path(path), to, dtype=dtype, base=base, force=force)
 
     def to_lora(self, base: Backbone, *, rank: int | None = None, energy: float | None = None) -> Eraser:
         """A LoRA close to a delta: the largest singular values of each Linear's and convolution's change. What it holds
@@ -172,7 +130,7 @@ class Eraser:
         """
         if not isinstance(self.payload, Delta):
             raise InputError(f"a {self.recipe.kind} is not made into a LoRA: --rank and --energy are for a delta")
-        factors, about = as_factors(self.payload, self._base_values(base), rank=rank, energy=energy)
+        factors, about = as_factors(self.payload, base_values(self, base), rank=rank, energy=energy)
         lora = Lora(factors)
         with base.using(None):
             weights = lora.weights(base)
@@ -185,27 +143,6 @@ class Eraser:
             derived=about,
         )
         return Eraser(record, lora)
-
-    def _component(self, target: Path, base: Backbone | None, *, force: bool) -> Path:
-        if base is None:
-            raise InputError("a component holds the whole denoiser: name the base model with --model")
-        self.check_base(base)
-        _check_bare(base, "export")
-
-        def fill(partial: Path) -> None:
-            base.save_denoiser(partial)
-            record = json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False)
-            (partial / files.COMPONENT_FILE).write_text(record + "\n", encoding="utf-8")
-
-        params = self.payload.weights(base)
-        kept = {n: params[n].detach().clone() for n in self.payload.shapes}
-        self.payload.bake(base, self.recipe.scale)
-        try:
-            return files.write_folder(target, fill, holds=files.COMPONENT_FILE, force=force)
-        finally:
-            with torch.no_grad():
-                for n, value in kept.items():
-                    params[n].copy_(value)
 
     def push_to_hub(
         self, repo: str, *, private: bool = False, token: str | None = None, verify: Backbone | None = None
@@ -272,7 +209,7 @@ class Eraser:
         """
         backbone = pipe if isinstance(pipe, Backbone) else wrap(pipe)
         self.check_base(backbone, force=force)
-        _check_bare(backbone, "bake", loras=True)
+        check_bare(backbone, "bake", loras=True)
         self.payload.bake(backbone, self.recipe.scale if scale is None else scale)
 
     def check_base(self, backbone: Backbone, *, force: bool = False) -> None:
@@ -363,12 +300,6 @@ def _kind(recipe: Recipe, origin: Path) -> type[Payload]:
             f"{origin}: this release knows the kinds {', '.join(KINDS)}, got {recipe.kind!r}: update erasers"
         )
     return KINDS[recipe.kind]
-
-
-def _check_bare(backbone: Backbone, verb: str, *, loras: bool = False) -> None:
-    attached = not loras and any(getattr(m, "peft_config", {}) for m in components(backbone.pipe))
-    if attached or overlay(backbone.denoiser) is not None:
-        raise InputError(f"cannot {verb} while adapters are attached to {backbone.name!r}: detach them first")
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:

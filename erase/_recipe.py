@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -86,6 +86,10 @@ class Recipe:
         if not isinstance(value, dict):
             raise InputError(f"{origin}: the {files.HEADER!r} record in its header is no JSON object")
         return cls.read(value, origin)
+
+    def header(self) -> dict[str, str]:
+        """The entry for a safetensors file's header."""
+        return {files.HEADER: json.dumps(asdict(self), ensure_ascii=False)}
 
     @property
     def names(self) -> list[str]:
