@@ -46,7 +46,7 @@ class Sampling:
 
 SAMPLING = {
     "canvas": Sampling(steps=12, guidance=4.0, sampler="dpm++", batch=60),
-    "canvas-flow": Sampling(steps=28, guidance=7.0, batch=60),
+    "canvas-flow": Sampling(steps=10, guidance=4.0, sampler="euler", batch=60),
     "sd": Sampling(),
 }
 

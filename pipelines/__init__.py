@@ -4,7 +4,7 @@ from ._adapters import acting, activate, components, low_rank, plug, unplug, wat
 from ._backbone import Backbone, Condition, Group, TextStates
 from ._bundled import BUNDLED
 from ._fingerprint import distance, fingerprint
-from ._load import Model, canvas_folder, load, models, wrap
+from ._load import Model, canvas_folder, canvas_open_clip, load, models, wrap
 from ._memory import Embeddings
 from ._overlay import check_unfused, overlay
 from ._quiet import quiet
@@ -21,6 +21,7 @@ __all__ = [
     "acting",
     "activate",
     "canvas_folder",
+    "canvas_open_clip",
     "check_unfused",
     "components",
     "distance",

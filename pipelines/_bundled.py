@@ -18,4 +18,5 @@ class Bundled:
 
 BUNDLED: dict[str, Bundled] = {
     "canvas-sd": Bundled(CANVAS / "sd", "Stable Diffusion 1.x in small: 12 objects x 10 styles, 64 x 64 pixels"),
+    "canvas-flow": Bundled(CANVAS / "flow", "Stable Diffusion 3.5 in small: the same images, drawn by rectified flow"),
 }

@@ -68,9 +68,11 @@ def load(
     try:
         with quiet():
             place = where if where.is_dir() else name
-            left = {} if known is None else {n: None for n in ENCODERS if n in DiffusionPipeline.load_config(place)}
+            parts = DiffusionPipeline.load_config(place)
+            # diffusers wants to be told again of parts that were saved as none, such as SD 3's third text encoder
+            left = {n: None for n, v in parts.items() if v == [None, None] or (known is not None and n in ENCODERS)}
             pipe = DiffusionPipeline.from_pretrained(
-                place, dtype=kind, use_safetensors=True, safety_checker=None, **left
+                place, dtype=kind, use_safetensors=True, **{"safety_checker": None, **left}
             )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load {name!r}: {_first_line(error)}") from error
@@ -180,6 +182,15 @@ def canvas_folder(part: str) -> Path:
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} is missing: make it with `python -m erasers.pipelines.canvas.train --out {CANVAS}`")
     return folder
+
+
+def canvas_open_clip(target: Path) -> Path:
+    """Write the Canvas world's CLIP for open_clip (`create_model_and_transforms("local-dir:<target>")`): the weights of
+    `canvas_folder("clip")`, which are for transformers.
+    """
+    from .canvas._open_clip import write
+
+    return write(canvas_folder("clip"), target)
 
 
 def _first_line(error: BaseException) -> str:

@@ -64,12 +64,14 @@ class UNetBackbone(StockBackbone):
         config = self.pipe.unet.config
         size = config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
-        return (config.in_channels, h, w)
+        factor = self.pipe.vae_scale_factor
+        asked = self.call.get("height", h * factor), self.call.get("width", w * factor)
+        return (config.in_channels, *(side // factor for side in asked))
 
     @property
     def image_size(self) -> tuple[int, int]:
         h, w = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
-        return self.call.get("height", h), self.call.get("width", w)
+        return h, w
 
     def _encode(self, prompts: Sequence[str]) -> Condition:
         return self._condition(self._record(list(prompts), 1.0), len(prompts))

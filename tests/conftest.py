@@ -12,11 +12,11 @@ from erasers.pipelines import Backbone, load, wrap
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
-@pytest.fixture(params=[*EVERY, "canvas-sd"])
+@pytest.fixture(params=[*EVERY, "canvas-sd", "canvas-flow"])
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     """Every family, freshly built."""
-    if request.param == "canvas-sd":
-        return load("canvas-sd")
+    if request.param.startswith("canvas"):
+        return load(request.param)
     return build(request.param)
 
 

@@ -3,25 +3,29 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from torch import nn
 
 from erasers.eval import Judges, draw, judges, sampling
-from erasers.pipelines import canvas_folder, models
+from erasers.pipelines import canvas_folder, canvas_open_clip, load, models
 from erasers.pipelines.canvas import train
 from erasers.pipelines.canvas._fit import Fit, fit
+from erasers.pipelines.canvas._repeat import RepeatLast
 from erasers.pipelines.canvas.draw import RENDERERS, SILHOUETTES, SIZE
 from erasers.pipelines.canvas.draw import draw as drawing
-from erasers.pipelines.canvas.models import token_ids
+from erasers.pipelines.canvas.models import token_ids, transformer
 from erasers.pipelines.canvas.world import HELD_OUT_SEED, OBJECT_NAMES, STYLE_NAMES, captions, world
 from erasers.prompts import canvas as words
+from erasers.prompts import load as load_prompts
 
-FOLDER = Path(next(m.path for m in models() if m.id == "canvas-sd"))
+FOLDER, FLOW = (Path(next(m.path for m in models() if m.id == name)) for name in ("canvas-sd", "canvas-flow"))
 
 
 class TestDrawing:
@@ -61,6 +65,29 @@ class TestRecipe:
         alphas = torch.tensor([0.5, 0.9, 0.99])
         torch.testing.assert_close(train.snr_weight(alphas), torch.tensor([1.0, 5 / 9, 5 / 99]), atol=1e-4, rtol=1e-4)
 
+    def test_many_equal_tokens_for_the_price_of_one(self):
+        """Training attends over one token that stands for 256; the shipped network over all of them."""
+        torch.manual_seed(0)
+        stock, g = transformer().eval(), torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for p in stock.parameters():  # its last layers start at zero, and would hide a difference
+                p.copy_(0.1 * torch.randn(p.shape, generator=g))
+        x, text, pooled = (torch.randn(s, generator=g) for s in ((2, 4, 8, 8), (2, 24, 256), (2, 256)))
+        t, repeat = torch.tensor([300.0, 900.0]), RepeatLast()
+
+        def call(zeros):
+            states = torch.cat([text, torch.zeros(2, zeros, 256)], 1)
+            with torch.no_grad():
+                return stock(x, states, pooled, t, return_dict=False)[0]
+
+        many, one, none = call(256), call(1), call(0)
+        stock.set_attn_processor(repeat)
+        repeat.n = 256
+        torch.testing.assert_close(call(1), many, atol=1e-5 * many.abs().max().item(), rtol=1e-4)
+        repeat.n = 1
+        torch.testing.assert_close(call(0), none, atol=1e-5 * none.abs().max().item(), rtol=1e-4)
+        assert (many - one).norm() > 1e-2 * many.norm(), "how many there are matters"
+
     def test_killed_and_resumed_is_the_run_never_killed(self, tmp_path):
         def run(work, stop=None):
             torch.manual_seed(0)
@@ -96,12 +123,30 @@ class TestRecipe:
             )
 
 
+@contextmanager
+def record_states(backbone):
+    """The number of text tokens in each call of the denoiser."""
+    seen = []
+    handle = backbone.denoiser.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return load("canvas-flow")
+
+
 class TestShipped:
     """What lies in the package meets the bar of docs/canvas.md."""
 
     def test_sizes_and_dtypes(self):
         files = list(FOLDER.parent.rglob("*.safetensors"))
-        assert sum(f.stat().st_size for f in files) < 60e6
+        assert sum(f.stat().st_size for f in files) < 60 * 2**20
         for f in files:
             assert {v.dtype for v in load_file(f).values() if v.is_floating_point()} == {torch.float16}, f
 
@@ -118,6 +163,30 @@ class TestShipped:
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+    def test_bare_diffusers_loads_the_flow_pipeline_without_us(self, tmp_path):
+        code = (
+            "import sys; sys.modules['erasers'] = None\n"
+            "from diffusers import StableDiffusion3Pipeline\n"
+            f"pipe = StableDiffusion3Pipeline.from_pretrained({str(FLOW)!r})\n"
+            "parts = (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.vae)\n"
+            "assert {str(p.dtype) for p in parts} == {'torch.float32'}, [p.dtype for p in parts]\n"
+            "pipe.set_progress_bar_config(disable=True)\n"
+            "assert pipe('a moon', num_inference_steps=2).images[0].size == (64, 64)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def test_it_is_shaped_like_sd3(self, flow):
+        config = flow.pipe.transformer.config
+        assert flow.family == "sd3"
+        assert config.qk_norm == "rms_norm"
+        assert config.joint_attention_dim == config.pooled_projection_dim == 2 * 128
+        assert flow.pipe.text_encoder_3 is None
+        assert flow.defaults == (28, 7.0)
+        with record_states(flow) as seen:
+            flow.draw(["a moon"], [0], steps=1, guidance=1.0)
+        assert seen == [77 + flow.call.get("max_sequence_length", 256)]
 
     def test_it_is_shaped_like_sd1(self, canvas):
         config = canvas.pipe.unet.config
@@ -153,7 +222,7 @@ class TestShipped:
             ]
             assert min(right) >= 0.99, right
 
-    def test_clip_zero_shot_in_transformers_and_open_clip(self):
+    def test_clip_zero_shot_in_transformers_and_open_clip(self, tmp_path):
         from transformers import CLIPModel, CLIPTokenizer
 
         folder = canvas_folder("clip")
@@ -162,6 +231,7 @@ class TestShipped:
         assert min(train.zero_shot(model, tok, data).values()) >= 0.95
         import open_clip
 
+        folder = canvas_open_clip(tmp_path / "clip")
         other, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         other.eval()
         texts, x = ["a moon", "A star image in ink style.", "xylophone"], data.pixels(torch.arange(0, 240, 40))
@@ -174,15 +244,25 @@ class TestShipped:
         torch.testing.assert_close(theirs[1], ours.image_embeds, atol=1e-4, rtol=1e-3)
 
     @pytest.mark.slow
-    def test_grid_accuracy(self, canvas):
+    @pytest.mark.parametrize("name", ["canvas-sd", "canvas-flow"])
+    def test_grid_accuracy(self, name):
         """One seed of every cell at the evaluation settings, against the bar of the whole grid."""
-        from erasers.prompts import load
-
-        prompts = load("canvas-1")
-        gallery = draw(canvas, prompts, how=sampling(canvas))
-        seen = judges(canvas).look(gallery.images)
+        backbone, prompts = load(name), load_prompts("canvas-1")
+        gallery = draw(backbone, prompts, how=sampling(backbone))
+        seen = judges(backbone).look(gallery.images)
         objects = np.mean([a == p.object for a, p in zip(seen.objects, prompts, strict=True)])
         styles = np.mean([a == p.style for a, p in zip(seen.styles, prompts, strict=True)])
         assert objects >= 0.93, "95 % less the noise of 120 images"
         assert styles >= 0.96, "98 % less the noise of 120 images"
         assert gallery.manifest["seconds"] < 60
+
+    @pytest.mark.slow
+    def test_the_stock_call_of_the_flow_pipeline(self):
+        """Nothing but a prompt and a seed: 28 steps, guidance 7, 256 tokens of a third encoder that is not there."""
+        pipe = StableDiffusion3Pipeline.from_pretrained(FLOW)
+        pipe.set_progress_bar_config(disable=True)
+        prompts = load_prompts("canvas-demo")
+        seeds = [torch.Generator().manual_seed(p.seed) for p in prompts]
+        seen = judges(load("canvas-flow")).look(pipe([p.text for p in prompts], generator=seeds).images)
+        assert sum(a == p.object for a, p in zip(seen.objects, prompts, strict=True)) >= 11
+        assert sum(a == p.style for a, p in zip(seen.styles, prompts, strict=True)) >= 11

@@ -15,9 +15,10 @@ from erasers.erase import CHECKS, configure, erase, find, methods
 from erasers.pipelines import load, wrap
 from erasers.prompts import Concept, InputError
 
-FEW = ("sd", "sdxl", "sd3", "flux", "z_image", "canvas-sd")
+CANVAS = ("canvas-sd", "canvas-flow")
+FEW = ("sd", "sdxl", "sd3", "flux", "z_image", *CANVAS)
 """A closed form and a trained method meet every family; the others those that differ most."""
-CASES = [(m, f) for m in methods() for f in [*EVERY, "canvas-sd"] if m in ("uce", "esd") or f in FEW]
+CASES = [(m, f) for m in methods() for f in [*EVERY, *CANVAS] if m in ("uce", "esd") or f in FEW]
 CASES.remove(("uce", "hidream"))  # refused in one line
 
 
@@ -70,7 +71,7 @@ class Training(Finetuner):
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(("method", "family"), CASES, ids=["-".join(c) for c in CASES])
 def test_contract(method, family, check, tmp_path):
-    backbone = load(family) if family == "canvas-sd" else build(family)
+    backbone = load(family) if family in CANVAS else build(family)
     check(method, backbone, folder=tmp_path)
 
 
@@ -87,7 +88,7 @@ def test_every_method_of_the_folder_has_three_presets(name):
 
 
 UNETS = ("sd", "sd2", "sdxl")
-HALVES = [(*c, torch.bfloat16) for c in CASES if c[1] != "canvas-sd"]
+HALVES = [(*c, torch.bfloat16) for c in CASES if c[1] not in CANVAS]
 HALVES += [(*c, torch.float16) for c in CASES if c[1] in UNETS]
 
 

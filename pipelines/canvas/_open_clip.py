@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPModel
+
+
+def write(source: Path, target: Path) -> Path:
+    """The CLIP of a transformers folder, written into another one for open_clip."""
+    model = CLIPModel.from_pretrained(source)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(state(model), target / "open_clip_model.safetensors")
+    (target / "open_clip_config.json").write_text(json.dumps(config(model), indent=1) + "\n", encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, target / name)
+    return target
 
 
 def config(model: CLIPModel) -> dict[str, Any]:
