@@ -325,7 +325,8 @@ def export(
     if dtype is not None and dtype not in kinds:
         raise unknown("dtype", dtype, kinds)
     loaded = _erasers([eraser])[0]
-    base = None if model is None else _load(model, dtype, None)
+    exact = to == "lycoris" or rank is not None or energy is not None  # the files' precision is another matter
+    base = None if model is None else _load(model, "float32" if exact else dtype, None)
     kind = kinds[dtype] if dtype else None
     if rank is not None or energy is not None:
         if base is None:

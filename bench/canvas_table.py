@@ -157,6 +157,9 @@ def main() -> None:
         effective = settings_of(configure(method, control.backbone.preset, settings))
         return args.model, method, json.dumps(effective, sort_keys=True), name, str(args.rank)
 
+    def mine(r: dict) -> bool:
+        return r.get("model", "canvas-sd") == args.model and r.get("derived", {}).get("asked") == args.rank
+
     done = {
         (
             r.get("model", "canvas-sd"),
@@ -177,10 +180,10 @@ def main() -> None:
                 f.write(json.dumps(rows[-1]) + "\n")
             short = {k: rows[-1]["scores"][k]["value"] for k in SCORES}
             print(method, name, short, flush=True)
-        wanted = [r for r in rows if r["method"] == method and r["settings"] == chosen.get(method, {})]
+        wanted = [r for r in rows if r["method"] == method and r["settings"] == chosen.get(method, {}) and mine(r)]
         print(f"\n### {method} {json.dumps(chosen.get(method, {}))}\n\n{table(wanted)}\n", flush=True)
 
-    print(f"### Summary\n\n{summary([r for r in rows if r['settings'] == {}])}", flush=True)
+    print(f"### Summary\n\n{summary([r for r in rows if r['settings'] == {} and mine(r)])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ baked weights. It is no safety guarantee: other words, other languages and train
 
 {settings}
 
-Preserved explicitly: {preserve}. Made with {versions}.
+Preserved explicitly: {preserve}. Made with {versions}.{derived}
 
 [erasers]: https://pypi.org/project/erasers/
 """
@@ -110,6 +110,14 @@ def _plain(recipe: Recipe) -> str:
 TAGS = {"lora": ["lora", "template:sd-lora"], "delta": []}
 
 
+def _derived(recipe: Recipe) -> str:
+    """What an eraser made from another one holds of it."""
+    if not recipe.derived:
+        return ""
+    held = ", ".join(f"{k}: {v}" for k, v in recipe.derived.items() if k != "from")
+    return f"\n\nMade from a {recipe.derived['from']} ({held}); what it erases and keeps is to be scored anew."
+
+
 def card(recipe: Recipe) -> str:
     """The card of one eraser, Markdown with the Hub's front matter."""
     base = recipe.base["id"]
@@ -136,4 +144,5 @@ def card(recipe: Recipe) -> str:
         settings="\n".join(f"- `{k}`: {v}" for k, v in recipe.settings.items()),
         preserve=", ".join(recipe.preserve) or "nothing",
         versions=", ".join(f"{k} {v}" for k, v in recipe.versions.items()),
+        derived=_derived(recipe),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..prompts import InputError
 from ._delta import Delta
+from ._kohya import unet_layer
 from ._lora import Factors
 
 
@@ -71,6 +71,13 @@ def as_factors(
             left.append(name)
     if not factors:
         raise InputError("nothing in this delta fits a LoRA: it changes no weight of a Linear or a convolution")
+    most, dense = max(len(a) for a, _ in factors.values()), sum(base[f"{n}.weight"].numel() for n in factors)
+    numbers = sum(most * (a[0].numel() + len(b)) for a, b in factors.values())  # every layer is written at one rank
+    if numbers > dense:
+        raise InputError(
+            f"a LoRA of rank {most} has {numbers:,} numbers, the weights themselves {dense:,}: choose a smaller --rank "
+            "or --energy, or export to component or lycoris"
+        )
     about = {
         "from": "delta",
         "captured energy": round(held / total, 6),
@@ -95,5 +102,11 @@ def lycoris_keys(delta: Delta, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         norm = base[f"{component}.{layer}.weight"].ndim == 1
         ending = {"weight": "w_norm" if norm else "diff", "bias": "b_norm" if norm else "diff_b"}[kind]
         old = base[name].detach().cpu()
-        out[f"lora_unet_{re.sub(r'[.]', '_', layer)}.{ending}"] = change.applied(old).float() - old.float()
+        key = unet_layer(f"{component}.{layer}")
+        out[f"{key}.{ending}"] = change.applied(old).float() - old.float()
+        # readers look at a bias only beside its weight
+        first = "w_norm" if norm else "diff"
+        out.setdefault(f"{key}.{first}", torch.zeros(base[f"{component}.{layer}.weight"].shape))
+        if norm:
+            out.setdefault(f"{key}.b_norm", torch.zeros(base[f"{component}.{layer}.weight"].shape))
     return out

@@ -127,8 +127,9 @@ class Delta:
                 raise InputError(f"{path}: {name} lacks {', '.join(missing)}: expected {', '.join(PARTS)} of each")
             part = {p: tensors[f"{name}.{p}"] for p in PARTS}
             shape = tuple(int(n) for n in part["shape"].tolist())
-            ones = int(np.unpackbits(part["bitmap"].numpy(), count=math.prod(shape)).sum())
-            if len(part["bitmap"]) != math.ceil(math.prod(shape) / 8) or ones != len(part["values"]):
+            bitmap, size = part["bitmap"], math.prod(shape)
+            fits = bitmap.dtype == torch.uint8 and bitmap.shape == (math.ceil(size / 8),)
+            if not fits or int(unpack(bitmap, (size,)).sum()) != len(part["values"]):
                 raise InputError(f"{path}: bitmap and values of {name} do not belong together: write the file again")
             changes[name] = Change(part["values"], part["bitmap"], shape, part["norm"].item())
         return cls(changes), header

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ..pipelines import Backbone, check_unfused, components, fingerprint
@@ -17,6 +18,12 @@ from ._method import Method, Task, configure, name_of, settings_of
 from ._payload import Payload
 from ._recipe import Recipe, library_versions
 from ._train import Loop, Trainer, train
+
+
+def recorded(tool: Method) -> dict[str, Any]:
+    """A method's settings as an eraser carries them to others: of folders on this machine, the last name only."""
+    private = [f.name for f in fields(tool) if f.metadata.get("folder")]  # type: ignore[arg-type]
+    return {k: Path(v).name if k in private and v else v for k, v in settings_of(tool).items()}
 
 
 def concept(name: str, backbone: Backbone, anchor: str | None = None) -> Concept:
@@ -84,8 +91,8 @@ def _solve(tool: Method, backbone: Backbone, task: Task, loop: Loop | None) -> t
     given = settings_of(tool)
     identity = {
         "method": name_of(tool),
-        # another number of steps is the same run, unless the learning rate falls towards the last one
-        "settings": {k: v for k, v in given.items() if k != "steps" or given.get("decay")},
+        # another number of steps is the same run, unless something falls towards the last one
+        "settings": {k: v for k, v in given.items() if k != "steps" or given.get("decay") or given.get("soft")},
         "concepts": [asdict(c) for c in task.concepts],
         "preserve": [asdict(c) for c in task.preserve],
         "seed": task.seed,
@@ -156,7 +163,7 @@ def erase(
         edited = fingerprint({n: weights[n] for n in sorted(payload.shapes)})
     recipe = Recipe(
         method=name_of(tool),
-        settings=settings_of(tool),
+        settings=recorded(tool),
         seed=seed,
         family=backbone.family,
         base={

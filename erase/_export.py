@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, components, overlay
+from ..pipelines import Backbone, check_unfused, components, overlay
 from ..prompts import InputError, unknown
 from . import _files as files
 from ._convert import lycoris_keys
@@ -79,7 +79,10 @@ def base_values(eraser: Eraser, base: Backbone | None) -> dict[str, Tensor]:
     """
     if base is None:
         raise InputError("a delta holds new values, and differences need the old ones: name the base with --model")
+    if base.dtype != torch.float32:
+        raise InputError(f"differences from {base.dtype} weights are mostly rounding: load the base in float32")
     eraser.check_base(base)
+    check_unfused(base.denoiser, "cannot take differences")
     with base.using(None):
         return {n: p.data for n, p in base.parameters("all").items()}
 

@@ -32,7 +32,10 @@ CANVAS: Mapping[str, Any] = {
 class OnImages(Finetune):
     """Settings of every such method."""
 
-    images: int = field(default=200, metadata={"help": "images the teacher draws to train on (>= 1)"})
+    images: int = field(
+        default=200,
+        metadata={"help": "images to train on: as many as the teacher draws, or at most of a folder's (>= 1)"},
+    )
     guidance: float = field(default=7.5, metadata={"help": "guidance with which they are drawn (1: off)"})
     sampler_steps: int = field(default=50, metadata={"help": "sampler steps with which they are drawn (>= 1)"})
 

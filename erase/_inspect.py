@@ -63,6 +63,7 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     if files.HEADER not in header:
         return {**out, "made by": "not erasers (no record in the header)"}
     recipe = Recipe.from_header(header, str(file))
+    out |= {"made from a": recipe.derived} if recipe.derived else {}
     return {
         "path": out.pop("path"),
         "concepts": recipe.names,
@@ -92,10 +93,10 @@ def coverage(counts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
         for name, (inside, size) in counts.items():
             a, b = sums.get(key(name), (0, 0))
             sums[key(name)] = a + inside, b + size
-        return {k: round(a / b, 4) for k, (a, b) in sums.items()}
+        return {k: round(a / max(1, b), 4) for k, (a, b) in sums.items()}
 
     return {
-        "density": shares(lambda _: "all")["all"],
+        "density": shares(lambda _: "all").get("all", 0.0),
         "share by block": shares(block),
         "share by layer": dict(sorted(shares(layer).items(), key=lambda pair: -pair[1])),
     }

@@ -166,7 +166,7 @@ def _layers(pairs: Mapping[str, Pair], family: str) -> dict[str, tuple[tuple[str
     """Layer in the file -> full names of the Linears it holds, those without an update too, and the rows of each."""
     instead = "export to peft instead" + (", which ComfyUI reads too" if family in COMFY_FAMILIES else "")
     if family not in TRANSFORMERS:
-        return {_unet(n, instead): ((n,), (b.shape[0],)) for n, (_, b) in pairs.items()}
+        return {unet_layer(n, instead): ((n,), (b.shape[0],)) for n, (_, b) in pairs.items()}
     where = {f"transformer.{p}": layer for layer, parts in TRANSFORMERS[family].items() for p in parts}
     patterns = {n: re.sub(r"\.\d+\.", ".#.", n, count=1) for n in pairs}
     if lost := sorted({p for p in patterns.values() if p not in where}):
@@ -183,7 +183,12 @@ def _layers(pairs: Mapping[str, Pair], family: str) -> dict[str, tuple[tuple[str
     return out
 
 
-def _unet(name: str, instead: str) -> str:
+def unet_layer(name: str, instead: str = "export to component instead") -> str:
+    """The name of a UNet's layer, or of its text encoder's.
+
+    Raises:
+        InputError: it is of another component.
+    """
     component, _, path = name.partition(".")
     if component not in UNETS:
         raise InputError(f"kohya files have no name for {component!r}: {instead}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,10 +45,24 @@ def shrunk(change: Tensor, by: float) -> Tensor:
     return change.sign() * (change.abs() - by).clamp(min=0)
 
 
+def check_precision(backbone: Backbone) -> None:
+    """Refuse weights that cannot be trained one by one.
+
+    Raises:
+        InputError: they are in half precision.
+    """
+    if backbone.dtype != torch.float32:
+        raise InputError(
+            f"training under a mask needs float32 weights, got {backbone.dtype}: load with --dtype float32 (and "
+            "train with --mixed-precision bf16 if memory is short)"
+        )
+
+
 class MaskedStudent:
     """Trainable weights under a mask, held in the network itself. Beside them are kept, only where the mask is on,
-    their first values (on disk) and Adam's two moments. Gradients live for one parameter at a time: Adam steps inside
-    the backward pass, unless the gradient must first be added up over parts or processes, or clipped.
+    Adam's two moments and (in a file) the first values. In a plain run gradients live for one parameter at a time: Adam
+    steps inside the backward pass. Where they must first be added up over parts or processes, or clipped, they are kept
+    too, under the mask.
 
     Building one freezes the rest of the network; `close` puts every weight back, bit for bit.
 
@@ -59,17 +74,11 @@ class MaskedStudent:
         clip: ceiling of the gradient's norm (0: none).
 
     Raises:
-        InputError: half precision weights, fp16 training, a LoRA fused into the network, no room on disk.
+        InputError: half precision weights, a mask without weights, a LoRA fused into the network, no room on disk.
     """
 
     def __init__(self, backbone: Backbone, mask: Mask, session: Session, *, lr: float, clip: float) -> None:
-        if backbone.dtype != torch.float32:
-            raise InputError(
-                f"training under a mask needs float32 weights, got {backbone.dtype}: load with --dtype float32 (and "
-                "train with --mixed-precision bf16 if memory is short)"
-            )
-        if session.accelerator.mixed_precision == "fp16":
-            raise InputError("mixed precision 'fp16' scales gradients, which a mask does not know: use bf16 or no")
+        check_precision(backbone)
         check_unfused(backbone.denoiser, "cannot train")
         self.backbone, self.mask, self.session, self.clip = backbone, mask, session, clip
         self.param_groups: list[dict[str, Any]] = [{"lr": lr, "params": []}]
@@ -78,31 +87,24 @@ class MaskedStudent:
         self.parameters: dict[str, nn.Parameter] = {n: everything[n] for n in mask.bitmaps}
         self._flags = [(p, p.requires_grad) for p in backbone.denoiser.parameters()]
         self._bits = {n: b.to(backbone.device) for n, b in mask.bitmaps.items()}
-        self._scratch = tempfile.TemporaryDirectory(prefix="erasers-", ignore_cleanup_errors=True)
-        self._away: dict[str, Tensor] | None = None
+        self._swapped = False
         self._summed: dict[str, Tensor] = {}
         self._squares = 0.0
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
+        sizes = [inside for inside, _ in mask.counts().values()]
+        if not sum(sizes):
+            raise InputError("no weight that learns is in the mask: choose a larger --density, or --rank-over")
+        self._other = dict(zip(self.parameters, mapped(sum(sizes), session.work).split(sizes), strict=True))
+        """What the network does not hold now: the first values, or (while the teacher acts) the student's."""
         with backbone.using(None):
-            self._first = {n: self._keep(k, n) for k, n in enumerate(self.parameters)}
+            for n in self.parameters:
+                self._other[n].copy_(self._read(n))
         for p, _ in self._flags:
             p.requires_grad_(False)
         self._hooks = []
         for n, p in self.parameters.items():
             p.requires_grad_(True)
             self._hooks.append(p.register_post_accumulate_grad_hook(self._arrived(n)))
-
-    def _keep(self, number: int, name: str) -> Tensor:
-        """The first values under the mask, in a file that the system may page out."""
-        values = self._read(name)
-        if not len(values):
-            return values.cpu()
-        path = Path(self._scratch.name) / str(number)
-        try:
-            held = torch.from_file(str(path), shared=True, size=len(values), dtype=torch.float32)
-        except RuntimeError as error:
-            raise InputError(f"cannot keep the first weights in {path.parent}: {error}; make room there") from error
-        return held.copy_(values)
 
     def _where(self, name: str) -> Tensor:
         return unpack(self._bits[name], tuple(self.parameters[name].shape))
@@ -113,6 +115,14 @@ class MaskedStudent:
     def _write(self, name: str, values: Tensor) -> None:
         p = self.parameters[name]
         p.data[self._where(name)] = values.to(p.device)
+
+    def _swap(self) -> None:
+        """First values into the network and the student's out, or back."""
+        self._swapped = not self._swapped
+        for n, held in self._other.items():
+            now = self._read(n)
+            self._write(n, held)
+            held.copy_(now)
 
     def _step(self, name: str, where: Tensor, grad: Tensor) -> None:
         if name not in self._moments:
@@ -165,11 +175,11 @@ class MaskedStudent:
 
     def soften(self, share: float) -> None:
         """Soft-threshold all changes at the value below which this share of them lies (0: leave them)."""
-        total = sum(len(v) for v in self._first.values())
+        total = sum(len(v) for v in self._other.values())
         if not (held := int(share * total)):
             return
-        edge, _ = kth_largest({n: (self._read(n).cpu() - f).abs() for n, f in self._first.items()}, total - held + 1)
-        for n, first in self._first.items():
+        edge, _ = kth_largest({n: (self._read(n).cpu() - f).abs() for n, f in self._other.items()}, total - held + 1)
+        for n, first in self._other.items():
             self._write(n, first + shrunk(self._read(n).cpu() - first, edge))
 
     # ------------------------------------------------------------ student and teacher
@@ -184,21 +194,17 @@ class MaskedStudent:
     def teacher(self) -> Iterator[None]:
         """Inside, the untouched base acts: the first values are put back for as long. Never call backward in here."""
         with self.backbone.using(None):
-            if not self.count or self._away is not None:
+            if not self.count or self._swapped:
                 yield
                 return
-            self._away = {n: self._read(n) for n in self.parameters}
+            self._swap()
             try:
-                for n, first in self._first.items():
-                    self._write(n, first)
                 yield
             finally:
-                for n, values in self._away.items():
-                    self._write(n, values)
-                self._away = None
+                self._swap()
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, mask and moments."""
+        """Weights and moments."""
         with self.on():
             out = {f"student/{n}": self._read(n).cpu() for n in self.parameters}
         for n, (mean, square) in self._moments.items():
@@ -218,14 +224,14 @@ class MaskedStudent:
         }
 
     def payload(self) -> Delta:
-        """What was learnt: the values under the mask, and the mask as the bitmap."""
+        """What was learnt: the values under the mask, and the mask as the bitmap. Ends the training."""
+        self._moments.clear()
         out = {}
         with self.on():
             for n, p in self.parameters.items():
-                values = self._read(n).cpu()
-                if len(values):
-                    norm = (values - self._first[n]).norm().item()
-                    out[n] = Change(values.clone(), self.mask.bitmaps[n].cpu(), tuple(p.shape), norm)
+                values = self._read(n).cpu().clone()
+                norm = (values - self._other[n]).norm().item()
+                out[n] = Change(values, self.mask.bitmaps[n].cpu(), tuple(p.shape), norm)
         return Delta(out)
 
     def close(self) -> None:
@@ -233,10 +239,25 @@ class MaskedStudent:
         for hook in self._hooks:
             hook.remove()
         with self.backbone.using(None):
-            for n, first in self._first.items():
-                self._write(n, first)
+            if not self._swapped:
+                self._swap()
         for p, flag in self._flags:
             p.grad = None
             p.requires_grad_(flag)
-        self._first.clear()
-        self._scratch.cleanup()
+        self._other.clear()
+
+
+def mapped(size: int, folder: Path | None) -> Tensor:
+    """Room for so many float32 numbers in a file without a name, which the system may page out: in a run's work folder,
+    or where temporary files go.
+
+    Raises:
+        InputError: there is no room.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".first-", dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, 4 * size)
+            return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32)
+    except (OSError, RuntimeError) as error:
+        place = folder or tempfile.gettempdir()
+        raise InputError(f"cannot keep {4 * size / 1e6:.0f} MB of weights in {place}: {error}; make room") from error

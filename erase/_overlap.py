@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from ..prompts import InputError
+from . import _files as files
+from ._delta import Delta
 from ._eraser import Eraser
 from ._lora import Lora
+from ._saliency import MASK, Mask
 
 NOTHING = 1e-6
 """Singular values below this share of the largest span nothing."""
@@ -48,12 +51,15 @@ def overlap(one: str | os.PathLike[str] | Eraser, two: str | os.PathLike[str] | 
 
     For LoRAs: `cosine` of the two updates; `norm of the sum` beside what it would be if they were orthogonal (a ratio
     above 1: they add up, below 1: they cancel); how much of what one reads (`reads`) and writes (`writes`) the other
-    does too, averaged over the layers both edit, and the smallest principal angle of any layer. For deltas: the share
-    of the changed weights that both change, and what it would be if they lay in the same parameters at random.
+    does too, averaged over the layers both edit, and the smallest principal angle of any layer. For deltas
+    and mask files: how many weights of the parameters in both are in both masks, and what share of the smaller would be
+    in both by chance.
 
     Raises:
         InputError: erasers of different kinds, or of different families.
     """
+    if not isinstance(one, Eraser) and not isinstance(two, Eraser) and (found := _masks(Path(one), Path(two))):
+        return found
     a, b = (e if isinstance(e, Eraser) else Eraser.from_pretrained(e) for e in (one, two))
     labels = [", ".join(e.recipe.names) if isinstance(p, Eraser) else str(Path(p)) for e, p in ((a, one), (b, two))]
     for what, x, y in (("kind", a.recipe.kind, b.recipe.kind), ("family", a.recipe.family, b.recipe.family)):
@@ -67,15 +73,33 @@ def overlap(one: str | os.PathLike[str] | Eraser, two: str | os.PathLike[str] | 
     out: dict[str, Any] = {"pair": labels, "layers of both": len(both)}
     if isinstance(a.payload, Lora) and isinstance(b.payload, Lora):
         return out | _loras(_floats(a.payload), _floats(b.payload), both)
-    masks = [{n: getattr(e.payload, "changes")[n].mask for n in both} for e in (a, b)]  # noqa: B009
-    common = sum(int((masks[0][n] & masks[1][n]).sum()) for n in both)
-    either = [sum(len(c.values) for c in getattr(e.payload, "changes").values()) for e in (a, b)]  # noqa: B009
-    return out | {
-        "weights changed": either,
+    assert isinstance(a.payload, Delta)
+    assert isinstance(b.payload, Delta)
+    return out | _bits([{n: p.changes[n].mask for n in both} for p in (a.payload, b.payload)])
+
+
+def _bits(masks: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+    """What two masks over the same parameters have in common, and what they would have by chance."""
+    one, two = masks
+    common = sum(int((one[n] & two[n]).sum()) for n in one)
+    sizes = [sum(int(m.sum()) for m in mask.values()) for mask in masks]
+    total = sum(m.numel() for m in one.values())
+    return {
+        "weights changed": sizes,
         "changed by both": common,
-        "share of the smaller": round(common / max(1, min(either)), 4),
-        "by chance": round(max(either) / max(1, sum(math.prod(a.payload.shapes[n]) for n in both)), 4),
+        "share of the smaller": round(common / max(1, min(sizes)), 4),
+        "by chance": round(max(sizes) / max(1, total), 4),
     }
+
+
+def _masks(one: Path, two: Path) -> dict[str, Any] | None:
+    """The overlap of two mask files; None where they are something else."""
+    if not (one.is_file() and two.is_file()) or not all(MASK in files.read_tensors(p)[1] for p in (one, two)):
+        return None
+    a, b = Mask.load(one), Mask.load(two)
+    both = [n for n in a.bitmaps if b.shapes.get(n) == a.shapes[n]]
+    pair = {"pair": [str(one), str(two)], "layers of both": len(both)}
+    return pair | _bits([{n: m.of(n) for n in both} for m in (a, b)])
 
 
 def _floats(payload: Lora) -> dict[str, tuple[Tensor, Tensor]]:

@@ -27,9 +27,14 @@ class Picture:
     prompt: str
 
 
+def plain(name: str) -> str:
+    """A name as folders and people write it: "Van_Gogh" is "van gogh"."""
+    return name.replace("_", " ").strip().lower()
+
+
 def _names(path: Path, root: Path) -> list[str]:
-    """The folders between root and file, as words: "Van_Gogh/Dogs/3.jpg" is ["van gogh", "dogs"]."""
-    return [part.replace("_", " ").lower() for part in path.relative_to(root).parts[:-1]]
+    """The folders between root and file: of "Van_Gogh/Dogs/3.jpg" ["van gogh", "dogs"]."""
+    return [plain(part) for part in path.relative_to(root).parts[:-1]]
 
 
 def _files(root: Path, what: str) -> Iterator[Path]:
@@ -46,7 +51,7 @@ def of_concept(root: Path, concept: Concept, *, alone: bool) -> list[Path]:
         InputError: no folder, or no image of the concept in it.
     """
     files = list(_files(root, "forget-images"))
-    named = [p for p in files if {n.lower() for n in concept.names} & set(_names(p, root))]
+    named = [p for p in files if {plain(n) for n in concept.names} & set(_names(p, root))]
     if found := named or ([p for p in files if not _names(p, root)] if alone else []):
         return found
     raise InputError(
@@ -63,7 +68,7 @@ def retained(root: Path, gone: Sequence[Concept]) -> list[Picture]:
     Raises:
         InputError: no folder, no image to stay with, or a text file that is no text.
     """
-    names = {n.lower() for c in gone for n in c.names}
+    names = {plain(n) for c in gone for n in c.names}
     out = [Picture(p, _prompt(p, root)) for p in _files(root, "retain-images") if not names & set(_names(p, root))]
     if not out:
         raise InputError(

@@ -4,6 +4,7 @@ usual. SalUn is this under a mask.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..prompts import EVERYDAY, InputError, unknown
 from ._finetune import Finetuner, flat, pick, relabelled, together
 from ._images import OnImages, drawn
 from ._pictures import Picture, of_concept, read, retained, some
+from ._saliency import digest
 from ._train import Session
 
 Target = Literal["moving", "frozen"]
@@ -47,10 +49,12 @@ class Relabel(OnImages):
         metadata={"help": "also relabel and retain sentences that name an object and a style (images the base draws)"},
     )
     forget_images: str | None = field(
-        default=None, metadata={"help": "folder of images of the concept; by default the base draws them"}
+        default=None,
+        metadata={"help": "folder of images of the concept; by default the base draws them", "folder": True},
     )
     retain_images: str | None = field(
-        default=None, metadata={"help": "folder of images to stay with; by default the base draws what is preserved"}
+        default=None,
+        metadata={"help": "folder of images to stay with; by default the base draws what is preserved", "folder": True},
     )
 
     def __post_init__(self) -> None:
@@ -60,6 +64,8 @@ class Relabel(OnImages):
                 raise unknown(name, getattr(self, name), get_args(kind))
         if not 0 <= self.alpha < float("inf"):
             raise InputError(f"alpha: expected a number of at least 0, got {self.alpha}")
+        if self.retain_images and not self.alpha:
+            raise InputError("retain-images: with --alpha 0 nothing is retained; leave one of them out")
         if not 0 <= self.early <= 1:
             raise InputError(f"early: expected a number from 0 to 1, got {self.early}")
 
@@ -78,8 +84,14 @@ class Relabeller(Finetuner):
     settings: Relabel
 
     def start(self, session: Session) -> None:
-        """Encodes only; `build` makes the student, once there are images."""
+        """Encodes only: the student may have to wait for the images.
+
+        Raises:
+            InputError: fp16 training of weights under a mask.
+        """
         self.session = session
+        if self.settings.dense and session.accelerator.mixed_precision == "fp16":
+            raise InputError("mixed precision 'fp16' scales gradients, which a mask does not know: use bf16 or no")
         with torch.no_grad(), self.backbone.using(None):
             self.null = self.backbone.unconditional(1)
             self.encode()
@@ -93,11 +105,12 @@ class Relabeller(Finetuner):
             words += relabelled(concepts, preserve, synonyms=s.synonyms) if not s.forget_images else []
             kept += together(preserve, preserve, synonyms=False)
         self.pictures: list[Picture] = []
-        if s.retain_images and s.alpha:
+        if s.retain_images:
             self.pictures = some(retained(Path(s.retain_images), concepts), s.images, self.task.seed)
             kept = [p.prompt for p in self.pictures]
         if s.alpha and not kept:
             kept = self._everyday()
+        self.words = [words, kept]
         self.forget, self.anchor = (self.backbone.encode(list(side)) for side in zip(*words, strict=True))
         self.kept = self.backbone.encode(kept) if s.alpha else None
 
@@ -107,8 +120,8 @@ class Relabeller(Finetuner):
         """
         if self.backbone.world:
             return [""]
-        names = [n.lower() for c in self.task.concepts for n in c.names]
-        return [text for text in EVERYDAY if not any(n in text.lower() for n in names)]
+        names = [re.escape(n) for c in self.task.concepts for n in c.names]
+        return [text for text in EVERYDAY if not re.search(rf"\b({'|'.join(names)})\b", text, re.IGNORECASE)]
 
     def setup(self, rng: torch.Generator) -> None:
         s, backbone = self.settings, self.backbone
@@ -176,8 +189,16 @@ class Relabeller(Finetuner):
         return error if self.kept is None else error + s.alpha * (out[n:] - truth).square().mean()
 
     def state(self) -> dict[str, Tensor]:
-        return super().state() | {f"images/{k}": v for k, v in self.images.items()}
+        sentences = torch.tensor(list(digest({}, self.words).encode()))
+        return super().state() | {f"images/{k}": v for k, v in self.images.items()} | {"sentences": sentences}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take a state back.
+
+        Raises:
+            InputError: the retain images' prompts are not those of the run that is resumed.
+        """
+        if bytes(state["sentences"].tolist()).decode() != digest({}, self.words):
+            raise InputError("retain-images: files or prompts there have changed since; put them back, or --restart")
         self.images = {k.removeprefix("images/"): v for k, v in state.items() if k.startswith("images/")}
         super().restore(state)

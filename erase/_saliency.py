@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,8 @@ Combination = Literal["interpolate", "extrapolate"]
 MASK = "erasers-mask"
 MASK_FILE = "mask.safetensors"
 CHUNK = 2**22
+HALF_SCALE = 2.0**10
+"""Of the loss in half precision, whose small gradients are zero otherwise; ranks do not depend on it."""
 
 
 def combined(free: Tensor, led: Tensor, scale: float, how: Combination) -> Tensor:
@@ -44,9 +47,11 @@ def forgetting(free: Tensor, led: Tensor, truth: Tensor, *, scale: float, how: C
     return -(truth - combined(free, led, scale, how)).square().mean()
 
 
-def gradient_sum(network: nn.Module, ranked: Mapping[str, nn.Parameter], losses: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The magnitude of each ranked parameter's gradient, added up with its sign over all losses. In eval mode, unless
-    activations are computed twice (which needs training mode); the network is left as it was.
+def gradient_sum(
+    network: nn.Module, ranked: Mapping[str, nn.Parameter], *, losses: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """The magnitude of each ranked parameter's gradient, added up with its sign over all losses, in float32. In eval
+    mode, unless activations are computed twice (which needs training mode); the network is left as it was.
 
     Args:
         network: whose parameters are frozen meanwhile, but for the ranked ones.
@@ -59,10 +64,17 @@ def gradient_sum(network: nn.Module, ranked: Mapping[str, nn.Parameter], losses:
     for p in ranked.values():
         p.requires_grad_(True)
     network.train(mode and bool(getattr(network, "is_gradient_checkpointing", False)))
+    sums: dict[str, Tensor] = {}
+    half = any(p.dtype != torch.float32 for p in ranked.values())
     try:
         for loss in losses:
-            loss.backward()
-        return {n: torch.zeros_like(p) if p.grad is None else p.grad.abs_() for n, p in ranked.items()}
+            (HALF_SCALE * loss if half else loss).backward()
+            for n, p in ranked.items() if half else ():  # half precision adds up badly; float32 sums lie in p.grad
+                if p.grad is not None:
+                    sums[n] = sums.get(n, torch.zeros_like(p, dtype=torch.float32)) + p.grad.float()
+                    p.grad = None
+        sums |= {n: p.grad for n, p in ranked.items() if p.grad is not None}
+        return {n: sums[n].abs_() if n in sums else torch.zeros_like(p) for n, p in ranked.items()}
     finally:
         network.train(mode)
         for p, flag in flags:
@@ -70,9 +82,9 @@ def gradient_sum(network: nn.Module, ranked: Mapping[str, nn.Parameter], losses:
             p.requires_grad_(flag)
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A short name for exactly these numbers."""
-    sha = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor], words: object = None) -> str:
+    """A short name for exactly these numbers, and these words (JSON values)."""
+    sha = hashlib.sha256(json.dumps(words).encode())
     for name in sorted(tensors):
         sha.update(name.encode() + tensors[name].detach().cpu().contiguous().float().numpy().tobytes())
     return sha.hexdigest()[:16]
@@ -179,8 +191,8 @@ class Mask:
 def choose(
     magnitudes: Mapping[str, Tensor],
     density: float,
-    choice: Choice,
     *,
+    choice: Choice,
     generator: torch.Generator,
     about: Mapping[str, Any],
 ) -> Mask:
@@ -224,15 +236,18 @@ def _top(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     return out
 
 
-def cached(folder: Path | None, about: Mapping[str, Any], make: Callable[[], Mask]) -> Mask:
-    """The mask in a run's work folder, if it was made in the same way; else a new one, left there for the next run.
+def cached(folder: Path | None, about: Mapping[str, Any], *, make: Callable[[], Mask]) -> Mask:
+    """The mask in a run's work folder, if it is whole and was made in the same way; else a new one, left there for the
+    next run.
 
     Raises:
         InputError: it cannot be written.
     """
     path = None if folder is None else folder / MASK_FILE
-    if path is not None and path.exists() and (there := Mask.load(path)).about == json.loads(json.dumps(about)):
-        return there
+    if path is not None and path.exists():
+        with suppress(InputError):  # a damaged one is made again
+            if (there := Mask.load(path)).about == json.loads(json.dumps(about)):
+                return there
     mask = make()
     if path is not None:
         try:
@@ -242,7 +257,7 @@ def cached(folder: Path | None, about: Mapping[str, Any], make: Callable[[], Mas
     return mask
 
 
-def salient_layers(mask: Mask, density: float, choice: Choice, *, generator: torch.Generator) -> list[str]:
+def salient_layers(mask: Mask, density: float, *, choice: Choice, generator: torch.Generator) -> list[str]:
     """Linears for a LoRA that acts only where the mask is: those with the largest share of their weights in it, until
     they hold `density` of all the Linears' weights.
 

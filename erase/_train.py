@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import AutocastKwargs
+from accelerate.utils import AutocastKwargs, broadcast
 from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
@@ -179,13 +179,20 @@ class Session:
             )
         self.main = self.accelerator.is_main_process
         self.work = loop.work
-        self._accumulate = loop.accumulate
+        self.accumulate = loop.accumulate
         self._half = precision == "fp16"
 
     @property
     def whole(self) -> bool:
         """Whether a step is one backward pass in one process, so that its gradients are complete as they arrive."""
-        return self.accelerator.num_processes == 1 and self._accumulate == 1
+        return self.accelerator.num_processes == 1 and self.accumulate == 1
+
+    def share(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The first process's tensors in every process."""
+        if self.accelerator.num_processes == 1:
+            return dict(tensors)
+        device = self.accelerator.device
+        return {n: broadcast(t.to(device)).to(t.device) for n, t in tensors.items()}
 
     def parts(self, n: int) -> list[slice]:
         """This process's share of a batch of n, in the parts to be computed one by one; none of them is empty.
@@ -196,10 +203,10 @@ class Session:
         if n < self.accelerator.num_processes:
             count = self.accelerator.num_processes
             raise InputError(f"batch: expected at least one latent for each of the {count} processes, got {n}")
-        pieces = self.accelerator.num_processes * self._accumulate
+        pieces = self.accelerator.num_processes * self.accumulate
         cuts = [n * k // pieces for k in range(pieces + 1)]
-        first = self.accelerator.process_index * self._accumulate
-        mine = range(first, first + self._accumulate)
+        first = self.accelerator.process_index * self.accumulate
+        mine = range(first, first + self.accumulate)
         return [slice(cuts[k], cuts[k + 1]) for k in mine if cuts[k] < cuts[k + 1]]
 
     def optimiser(self, optimiser: torch.optim.Optimizer) -> Any:  # noqa: ANN401

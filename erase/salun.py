@@ -12,10 +12,10 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone
+from ..pipelines import Backbone, fingerprint
 from ..prompts import InputError, unknown
 from ._finetune import Part
-from ._masked import MaskedStudent
+from ._masked import MaskedStudent, check_precision
 from ._method import Task
 from ._relabel import Relabel, Relabeller
 from ._saliency import Choice, Combination, Mask, cached, choose, digest, forgetting, gradient_sum, salient_layers
@@ -34,7 +34,7 @@ class SalUn(Relabel):
     )
     mask: Choice = field(
         default="saliency",
-        metadata={"help": "which weights learn: saliency; controls of the same size: random, lowest; none: all"},
+        metadata={"help": "which ranked weights learn: saliency; controls of that size: random, lowest; none: all"},
     )
     density: float = field(default=0.5, metadata={"help": "share of the ranked weights in the mask (above 0, up to 1)"})
     rank_over: Part = field(
@@ -54,9 +54,10 @@ class SalUn(Relabel):
     paper: ClassVar[str] = "arXiv 2310.12508"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"steps": 600, "batch": 8, "lr": 1e-5, "images": 800},
-        "sd": {"train": "cross", "rank": 8, "steps": 200, "batch": 8, "lr": 1e-5, "contexts": 3},
+        "sd": {"train": "cross", "rank_over": "cross", "rank": 8, "steps": 200, "batch": 8, "lr": 1e-5, "contexts": 3},
         "canvas": {
             "train": "cross",
+            "rank_over": "cross",
             "rank": 8,
             "steps": 160,
             "batch": 16,
@@ -100,6 +101,8 @@ class SalUn(Relabel):
         if stray := [n for n in backbone.parameters(self.train) if n not in ranked]:
             rest = f"{stray[0]}, which learns: choose all, or {self.train}"
             raise InputError(f"rank-over {self.rank_over!r} leaves out {rest}")
+        if self.dense:
+            check_precision(backbone)
         return _Trainer(self, backbone, task)
 
 
@@ -113,26 +116,35 @@ class _Trainer(Relabeller):
         s, backbone, ranked = self.settings, self.backbone, self.backbone.parameters(self.settings.rank_over)
         made = ("mask", "density", "rank_over", "mask_guidance", "combine", "mask_passes", "batch")
         about = {k: getattr(s, k) for k in made} | {"base": backbone.name, "seed": self.task.seed}
-        about |= {"concepts": [c.name for c in self.task.concepts], "images": digest(self.images)}
+        about |= {"concepts": [c.name for c in self.task.concepts], "images": digest(self.images, self.words)}
 
         def make() -> Mask:
-            sums = s.mask in ("saliency", "lowest")
-            magnitudes = gradient_sum(backbone.denoiser, ranked, self._forgetting(rng)) if sums else ranked
-            return choose(magnitudes, s.density, s.mask, generator=rng, about=about)
+            magnitudes: Mapping[str, Tensor] = ranked
+            if s.mask in ("saliency", "lowest"):
+                magnitudes = gradient_sum(backbone.denoiser, ranked, losses=self._forgetting(rng))
+            return choose(magnitudes, s.density, choice=s.mask, generator=rng, about=about)
 
         with backbone.using(None):
-            self._build(cached(self.session.work if self.session.main else None, about, make))
+            about["weights"] = digest({}, fingerprint(ranked))
+            if self.session.main:  # the others take its mask: nobody's rounding may differ
+                mask = cached(self.session.work, about, make=make)
+            else:
+                mask = choose(ranked, s.density, choice="none", generator=rng, about=about)
+        self._build(Mask(self.session.share(mask.bitmaps), mask.shapes, mask.about))
 
     def _forgetting(self, rng: torch.Generator) -> Iterator[Tensor]:
         """The forgetting loss of one batch after another."""
         s, backbone, count = self.settings, self.backbone, len(self.images["forget latent"])
         for row in (r for _ in range(s.mask_passes) for r in torch.randperm(count, generator=rng).split(s.batch)):
             noise = torch.randn(len(row), *backbone.latent_shape, generator=rng)
-            x, t, prompt, truth = self.noised("forget", row, time=backbone.times(len(row), rng), noise=noise)
-            with self.session.autocast():
-                both = self.null[[0] * len(row)] + self.forget[prompt]
-                free, led = backbone.denoise(torch.cat([x, x]), t.repeat(2), both).float().chunk(2)
-            yield forgetting(free, led, truth, scale=s.mask_guidance, how=s.combine)
+            time = backbone.times(len(row), rng)
+            for part in torch.arange(len(row)).tensor_split(min(self.session.accumulate, len(row))):
+                x, t, prompt, truth = self.noised("forget", row[part], time=time[part], noise=noise[part])
+                with self.session.autocast():
+                    both = self.null[[0] * len(part)] + self.forget[prompt]
+                    free, led = backbone.denoise(torch.cat([x, x]), t.repeat(2), both).float().chunk(2)
+                loss = forgetting(free, led, truth, scale=s.mask_guidance, how=s.combine)
+                yield loss * len(part) / len(row)
 
     def _build(self, mask: Mask) -> None:
         s, backbone = self.settings, self.backbone
@@ -144,7 +156,7 @@ class _Trainer(Relabeller):
             return
         first = torch.Generator().manual_seed(self.task.seed)
         linears = mask.only([f"{n}.weight" for n in backbone.modules(s.train)])
-        layers = salient_layers(linears, s.density, s.mask, generator=first)
+        layers = salient_layers(linears, s.density, choice=s.mask, generator=first)
         self._student = Student(backbone, s.train, rank=s.rank, generator=first, only=layers)
         self.adam(s.lr)
 

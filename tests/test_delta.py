@@ -401,7 +401,7 @@ def test_a_lora_of_a_delta(whole, tmp_path):
     with eraser.attached(sd):
         exact = output(sd)
     away = []
-    for rank in (1, 4, 400):
+    for rank in (1, 2, 4):
         lora = eraser.to_lora(sd, rank=rank)
         assert isinstance(lora.payload, Lora)
         assert {b.ndim for _, b in lora.payload.factors.values()} == {2, 4}
@@ -479,6 +479,7 @@ def test_conversions_say_what_they_need(whole, tmp_path):
         ("name one of --rank and --energy", lambda: eraser.to_lora(sd, rank=1, energy=0.5)),
         ("rank: expected at least 1, got 0", lambda: eraser.to_lora(sd, rank=0)),
         ("energy: expected a share above 0 and at most 1, got 2.0", lambda: eraser.to_lora(sd, energy=2.0)),
+        ("more than|the weights themselves", lambda: eraser.to_lora(sd, energy=1.0)),
         ("are for a delta", lambda: lora.to_lora(sd, rank=1)),
         ("name the base with --model", lambda: eraser.export(target, "lycoris")),
         ("export it to kohya", lambda: lora.export(target, "lycoris", base=sd)),
