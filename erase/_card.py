@@ -93,7 +93,7 @@ part = AutoModel.from_pretrained("erased-{component}")
 pipe = DiffusionPipeline.from_pretrained("{base}", {component}=part)
 ```"""
 
-COMFY_FAMILIES = ("sd3", "flux", "flux-cfg", "aura-flow", "qwen-image", "z-image")
+COMFY_FAMILIES = ("sd3", "flux", "flux-cfg", "aura-flow", "hidream", "qwen-image", "z-image")
 """Whose PEFT keys ComfyUI reads as they are."""
 
 

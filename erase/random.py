@@ -48,9 +48,13 @@ class Random:
         """A LoRA on the same Linears as the other method's."""
         from ._erase import solve
 
-        model = solve(configure(self.like, backbone.preset, {}), backbone, task=task)
+        tool = configure(self.like, backbone.preset, {})
+        no_lora = InputError(f"like: expected a method that gives a LoRA, {self.like!r} gives a delta")
+        if getattr(tool, "dense", False):
+            raise no_lora  # before it trains
+        model = solve(tool, backbone, task=task)
         if isinstance(model, Delta):
-            raise InputError(f"like: expected a method that gives a LoRA, {self.like!r} gives a delta")
+            raise no_lora
         generator = torch.Generator().manual_seed(task.seed)
         drawn = {n: same_norm(a.cpu(), b.cpu(), self.rank or len(a), generator) for n, (a, b) in model.items()}
         return {n: (x, self.strength * y) for n, (x, y) in drawn.items()}

@@ -49,14 +49,15 @@ def test_readme_trained_methods(tmp_path, monkeypatch):
     """The block on trained methods, line by line but shortly; the launcher's line is run by tests/test_train.py."""
     monkeypatch.chdir(tmp_path)
     lines = re.findall(r"```sh\n(.*?)```", README, re.S)[2].splitlines()
-    assert len(lines) == 4
-    few = shlex.split("--steps 2 --batch 2 --pool 2 --sampler-steps 2")
-    for line in lines[:3]:
+    assert len(lines) == 5
+    few = shlex.split("--steps 2 --batch 2 --sampler-steps 2")
+    for line in lines[:4]:
         words = shlex.split(line.partition("#")[0])
         assert words[0] == "erasers"
         again = ["--force"] if "--resume" in words else []
-        assert run(*words[1:], *few, *again)[0] == 0, line
-    assert lines[3].startswith("torchrun --standalone --nproc_per_node 2 -m erasers.app.cli erase circle --method esd")
+        more = ["--images", "4"] if "salun" in words else ["--pool", "2"]
+        assert run(*words[1:], *few, *more, *again)[0] == 0, line
+    assert lines[4].startswith("torchrun --standalone --nproc_per_node 2 -m erasers.app.cli erase circle --method esd")
 
 
 def test_links_lead_somewhere():
