@@ -130,6 +130,7 @@ class _Trainer(Relabeller):
                 mask = cached(self.session.work, about, make=make)
             else:
                 mask = choose(ranked, s.density, choice="none", generator=rng, about=about)
+        mask = mask.only(list(ranked))  # a file has its own order
         self._build(Mask(self.session.share(mask.bitmaps), mask.shapes, mask.about))
 
     def _forgetting(self, rng: torch.Generator) -> Iterator[Tensor]:
