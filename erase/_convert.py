@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..prompts import InputError
-from ._delta import Delta
+from ._delta import Change, Delta
 from ._kohya import unet_layer
 from ._lora import Factors
 
@@ -35,6 +35,12 @@ def split(change: Tensor, *, rank: int | None, energy: float | None) -> tuple[Te
     return a.float(), b.float(), held[r - 1].item()
 
 
+def difference(change: Change, base: Tensor) -> Tensor:
+    """New minus old values of a parameter, in float32 on the CPU."""
+    old = base.detach().cpu()
+    return change.applied(old).float() - old.float()
+
+
 def as_factors(
     delta: Delta, base: Mapping[str, Tensor], *, rank: int | None, energy: float | None
 ) -> tuple[Factors, dict[str, Any]]:
@@ -47,7 +53,8 @@ def as_factors(
         energy: the share of each layer's square norm to hold, above 0 and at most 1.
 
     Raises:
-        InputError: both or neither given, or out of range; nothing in the delta fits a LoRA.
+        InputError: both or neither given, or out of range; nothing in the delta fits a LoRA, or the LoRA would be
+            larger than the weights.
     """
     if (rank is None) == (energy is None):
         raise InputError("a delta becomes a LoRA of a given rank or energy: name one of --rank and --energy")
@@ -57,8 +64,7 @@ def as_factors(
         raise InputError(f"energy: expected a share above 0 and at most 1, got {energy}")
     factors, total, held, left = {}, 0.0, 0.0, []
     for name, change in delta.changes.items():
-        old = base[name].detach().cpu()
-        moved = change.applied(old).float() - old.float()
+        moved = difference(change, base[name])
         size = float(moved.double().square().sum())
         total += size
         if not size:
@@ -78,11 +84,7 @@ def as_factors(
             f"a LoRA of rank {most} has {numbers:,} numbers, the weights themselves {dense:,}: choose a smaller --rank "
             "or --energy, or export to component or lycoris"
         )
-    about = {
-        "from": "delta",
-        "captured energy": round(held / total, 6),
-        "rank": max(len(a) for a, _ in factors.values()),
-    }
+    about = {"from": "delta", "captured energy": round(held / total, 6), "rank": most}
     return factors, about | {"parameters left out": len(left)}
 
 
@@ -99,14 +101,12 @@ def lycoris_keys(delta: Delta, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layer, _, kind = path.rpartition(".")
         if component != "unet" or kind not in ("weight", "bias"):
             raise InputError(f"LyCORIS files have no name that is known to be read for {name!r}: export to component")
-        norm = base[f"{component}.{layer}.weight"].ndim == 1
-        ending = {"weight": "w_norm" if norm else "diff", "bias": "b_norm" if norm else "diff_b"}[kind]
-        old = base[name].detach().cpu()
+        weight = base[f"{component}.{layer}.weight"]
+        names = {"weight": "w_norm", "bias": "b_norm"} if weight.ndim == 1 else {"weight": "diff", "bias": "diff_b"}
         key = unet_layer(f"{component}.{layer}")
-        out[f"{key}.{ending}"] = change.applied(old).float() - old.float()
-        # readers look at a bias only beside its weight
-        first = "w_norm" if norm else "diff"
-        out.setdefault(f"{key}.{first}", torch.zeros(base[f"{component}.{layer}.weight"].shape))
-        if norm:
-            out.setdefault(f"{key}.b_norm", torch.zeros(base[f"{component}.{layer}.weight"].shape))
+        out[f"{key}.{names[kind]}"] = difference(change, base[name])
+        # readers look at a bias only beside its weight, and at a norm's weight only beside its bias
+        for partner in names.values() if weight.ndim == 1 else [names["weight"]]:
+            if f"{key}.{partner}" not in out:
+                out[f"{key}.{partner}"] = torch.zeros(weight.shape)
     return out

@@ -87,6 +87,8 @@ class MaskedStudent:
         self.parameters: dict[str, nn.Parameter] = {n: everything[n] for n in mask.bitmaps}
         self._flags = [(p, p.requires_grad) for p in backbone.denoiser.parameters()]
         self._bits = {n: b.to(backbone.device) for n, b in mask.bitmaps.items()}
+        self._at_once = session.whole and not clip
+        """Whether a gradient is complete as it arrives, so that Adam can step inside the backward pass."""
         self._swapped = False
         self._summed: dict[str, Tensor] = {}
         self._squares = 0.0
@@ -141,7 +143,7 @@ class MaskedStudent:
             assert p.grad is not None
             where = self._where(name)
             grad, p.grad = p.grad[where], None
-            if self.session.whole and not self.clip:
+            if self._at_once:
                 self._squares += float(grad.square().sum())
                 self._step(name, where, grad)
             elif name in self._summed:
@@ -157,7 +159,7 @@ class MaskedStudent:
         Raises:
             Diverged: the norm is not finite.
         """
-        if self._summed or not (self.session.whole and not self.clip):
+        if not self._at_once:
             names = list(self.parameters)
             for n in names:
                 self._summed.setdefault(n, torch.zeros_like(self._read(n)))

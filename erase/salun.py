@@ -15,6 +15,7 @@ from torch import Tensor
 from ..pipelines import Backbone, fingerprint
 from ..prompts import InputError, unknown
 from ._finetune import Part
+from ._images import CANVAS
 from ._masked import MaskedStudent, check_precision
 from ._method import Task
 from ._relabel import Relabel, Relabeller
@@ -56,21 +57,17 @@ class SalUn(Relabel):
         "paper": {"steps": 600, "batch": 8, "lr": 1e-5, "images": 800},
         "sd": {"train": "cross", "rank_over": "cross", "rank": 8, "steps": 200, "batch": 8, "lr": 1e-5, "contexts": 3},
         "canvas": {
+            **CANVAS,
             "train": "cross",
             "rank_over": "cross",
-            "rank": 8,
             "steps": 160,
-            "batch": 16,
             "lr": 2e-3,
             "decay": True,
-            "contexts": 6,
             "alpha": 3.0,
             "retain": "base",
             "early": 0.5,
             "compose": True,
             "images": 256,
-            "guidance": 4.0,
-            "sampler_steps": 12,
             "mask_passes": 2,
         },
     }

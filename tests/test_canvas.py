@@ -123,6 +123,13 @@ class TestRecipe:
             )
 
 
+def without_us(code, folder):
+    """Run in a process of its own in which this package cannot be imported."""
+    blocked = f"import sys; sys.modules['erasers'] = None\n{code}"
+    done = subprocess.run([sys.executable, "-c", blocked], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @contextmanager
 def record_states(backbone):
     """The number of text tokens in each call of the denoiser."""
@@ -152,7 +159,6 @@ class TestShipped:
 
     def test_bare_diffusers_loads_it_without_us(self, tmp_path):
         code = (
-            "import sys; sys.modules['erasers'] = None\n"
             "import torch\nfrom diffusers import StableDiffusionPipeline, PNDMScheduler, DPMSolverMultistepScheduler\n"
             f"pipe = StableDiffusionPipeline.from_pretrained({str(FOLDER)!r})\n"
             "assert pipe.unet.dtype == pipe.text_encoder.dtype == pipe.vae.dtype == torch.float32\n"
@@ -161,12 +167,10 @@ class TestShipped:
             "    pipe.scheduler = s.from_config(pipe.scheduler.config) if s else pipe.scheduler\n"
             "    assert pipe('a moon', num_inference_steps=4).images[0].size == (64, 64)\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        without_us(code, tmp_path)
 
     def test_bare_diffusers_loads_the_flow_pipeline_without_us(self, tmp_path):
         code = (
-            "import sys; sys.modules['erasers'] = None\n"
             "from diffusers import StableDiffusion3Pipeline\n"
             f"pipe = StableDiffusion3Pipeline.from_pretrained({str(FLOW)!r}, text_encoder_3=None, tokenizer_3=None)\n"
             "parts = (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.vae)\n"
@@ -174,8 +178,7 @@ class TestShipped:
             "pipe.set_progress_bar_config(disable=True)\n"
             "assert pipe('a moon', num_inference_steps=2).images[0].size == (64, 64)\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        without_us(code, tmp_path)
 
     def test_it_is_shaped_like_sd3(self, flow):
         config = flow.pipe.transformer.config
