@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from erasers.erase import Eraser, configure, erase, settings_of
-from erasers.eval import Control, evaluate
+from erasers.eval import Control, Report, evaluate
 from erasers.pipelines import Backbone, load
 from erasers.prompts import canvas
 from memory import Peak
@@ -71,7 +71,14 @@ def row(method: str, name: str, settings: dict, control: Control, keep: Path | N
         "images": report.settings["images"],
         "scores": {k: v.to_json() for k, v in report.scores.items()},
         "by_concept": {c: {k: v.to_json() for k, v in s.items()} for c, s in report.by_concept.items()},
+        "hits": {domain: bits(report, domain) for domain in ("object", "style")},
     }
+
+
+def bits(report: Report, domain: str) -> str:
+    """One digit an image, in the order of `canvas_plan`: whether the judge of a domain saw what the prompt asked for."""
+    saw = getattr(report.seen, domain + "s")
+    return "".join(str(int(s == getattr(p, domain))) for s, p in zip(saw, report.prompts, strict=True))
 
 
 def table(rows: list[dict]) -> str:

@@ -24,11 +24,16 @@ class Report:
         scores: mean over the erased concepts, by evaluator.
         by_concept: the same for each concept.
         settings: model, eraser, sampling, judge accuracy of the unerased model, images drawn.
+        prompts: what was drawn, in order.
+        seen, seen_control: what the judges saw in each image with the eraser, and without.
     """
 
     scores: dict[str, Score | NotApplicable]
     by_concept: dict[str, dict[str, Score | NotApplicable]]
     settings: dict[str, Any]
+    prompts: tuple[Prompt, ...]
+    seen: Verdict
+    seen_control: Verdict
 
     def to_json(self) -> dict[str, Any]:
         """The object that `erasers evaluate --json` prints."""
@@ -119,7 +124,8 @@ def evaluate(
             "style": round(100 * sum(seen_base.styles[k] == prompts[k].style for k in grid) / len(grid), 2),
         },
     }
-    return Report({n: mean([s[n] for s in by_concept.values()]) for n in tools}, by_concept, settings)
+    means = {n: mean([s[n] for s in by_concept.values()]) for n in tools}
+    return Report(means, by_concept, settings, prompts, seen, seen_base)
 
 
 def mean(scores: Sequence[Score | NotApplicable]) -> Score | NotApplicable:
