@@ -22,7 +22,7 @@ from ._relabel import Relabel, Relabeller
 from ._saliency import Choice, Combination, Mask, cached, choose, digest, forgetting, gradient_sum, salient_layers
 from ._student import Student
 
-LEARNS = "what learns: text-kv (keys and values that read the prompt), cross (cross-attention), self, not-cross, all"
+LEARNS = "what learns: prompt (what first acts on it), text-kv (keys and values of it), cross, self, not-cross, all"
 
 
 @dataclass(frozen=True)
