@@ -70,6 +70,7 @@ class SalUn(Relabel):
             "images": 256,
             "mask_passes": 2,
         },
+        "canvas-flow": {"train": "prompt", "rank_over": "prompt", "steps": 80, "images": 128},
     }
 
     def __post_init__(self) -> None:
