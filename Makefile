@@ -24,8 +24,9 @@ demo: setup
 	@echo "Then demo/scores.json (the figures above, with intervals) and demo/eraser/README.md (how to load the file)."
 	@echo "Next: notebooks/01_erase_a_concept.ipynb, or $(BIN)/erasers erase star --out my-eraser"
 
+# One thread for each process: two processes with two threads each would wait for one another.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .
