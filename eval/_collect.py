@@ -198,7 +198,10 @@ def clear(folder: str | os.PathLike[str]) -> None:
 
 def _claim(root: Path, plan: dict[str, Any]) -> None:
     """Make the folder ours, or make sure that it holds this very gallery."""
-    held = root.is_dir() and any(p.name != LOCK for p in root.iterdir())
+    begun = (LOCK, f".{PLAN}.part")  # all that a process killed at its very start leaves behind
+    held = root.is_dir() and any(p.name not in begun for p in root.iterdir())
+    for path in () if held else (root / n for n in begun):
+        path.unlink(missing_ok=True)
     check_target(root, held, holds=PLAN if (root / PLAN).exists() else MANIFEST)
     if not held:
         root.mkdir(parents=True, exist_ok=True)

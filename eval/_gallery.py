@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..erase import Eraser, check_target, write_folder
+from ..erase import Eraser, Payload, check_target, write_folder
 from ..pipelines import Backbone, fingerprint
 from ..prompts import InputError, Prompt, unknown
 
@@ -273,27 +273,35 @@ def record(backbone: Backbone, erasers: Sequence[Eraser], how: Sampling) -> dict
     }
 
 
+def _tensors(value: object, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a payload, by its place; a number is a tensor too."""
+    if isinstance(value, torch.Tensor):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for k in sorted(value):
+            yield from _tensors(value[k], f"{place}/{k}")
+    elif isinstance(value, (tuple, list)):
+        for k, v in enumerate(value):
+            yield from _tensors(v, f"{place}/{k}")
+    elif is_dataclass(value):
+        for f in fields(value):
+            yield from _tensors(getattr(value, f.name), f"{place}/{f.name}")
+    elif isinstance(value, (int, float)):
+        yield place, torch.tensor(value)
+
+
 def _payload_digest(eraser: Eraser) -> str:
-    """A hash of every tensor of an eraser, by its place."""
+    """A hash of every tensor of an eraser."""
     found = hashlib.sha256()
-
-    def walk(value: object, place: str) -> None:
-        if isinstance(value, torch.Tensor):
-            found.update(f"{place}{value.dtype}{tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, Mapping):
-            for k in sorted(value):
-                walk(value[k], f"{place}/{k}")
-        elif isinstance(value, (tuple, list)):
-            for k, v in enumerate(value):
-                walk(v, f"{place}/{k}")
-        elif is_dataclass(value):
-            walk({f.name: getattr(value, f.name) for f in fields(value)}, place)
-        else:
-            found.update(f"{place}={value}".encode())
-
-    walk(eraser.payload, "")
+    for place, t in _tensors(eraser.payload):
+        found.update(f"{place}{t.dtype}{tuple(t.shape)}".encode())
+        found.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def size(payload: Payload) -> int:
+    """Bytes of an eraser's numbers: what it takes to store it, but for names and record."""
+    return sum(t.nbytes for _, t in _tensors(payload) if t.ndim)
 
 
 def file_name(k: int, p: Prompt) -> str:
