@@ -73,14 +73,14 @@ def score(
     seeds: SeedsOption = None,
     real: Annotated[
         Path | None,
-        typer.Option(help="The data set, style/object/1.jpg: measure the judges on images 19 and 20 first."),
+        typer.Option(help="The data set, style/object/1.jpg: first measure the judges on images 19, 20."),
     ] = None,
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
-    """Score an answer set made elsewhere: UA, IRA, CRA and the rest, by the protocol's judges. All images must be there."""
+    """Score an answer set made elsewhere: UA, IRA, CRA and the rest, by the protocol's judges. It must be whole."""
     from ..erase import check_target
     from ..eval import find, measure, score_answers
     from ..prompts import world

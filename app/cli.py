@@ -190,9 +190,7 @@ def draw(
     ] = True,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="ddim, dpm++, euler, pndm. Default: what suits the model.")
-    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, dpm++, euler, pndm. Default: what suits.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images drawn at once.", min=1, max=4096)] = None,
     force: ForceOption = False,
     dtype: DtypeOption = None,
@@ -292,19 +290,19 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="Of the model's training: canvas, or unlearncanvas with --judges. Default: its own."),
+        typer.Option(help="The model's world: canvas, or unlearncanvas with --judges. Default: its own."),
     ] = None,
     judges: Annotated[
         Path | None,
-        typer.Option("--judges", help="Folder with the judges, in object/ and style/. Default: Canvas' own."),
+        typer.Option("--judges", help="Folder with judges, in object/ and style/. Default: Canvas' own."),
     ] = None,
     every_seed: Annotated[
         bool,
-        typer.Option("--every-seed", help="Draw all cells with every seed, as published, not the others with one."),
+        typer.Option("--every-seed", help="Draw all cells with every seed, as published."),
     ] = False,
     sequential: Annotated[
         bool,
-        typer.Option("--sequential", help="Attach the erasers one after the other; UA of all earlier ones each time."),
+        typer.Option("--sequential", help="Attach erasers one after the other; UA of all earlier ones each time."),
     ] = False,
     keep: Annotated[Path | None, typer.Option(help="Folder in which to keep both galleries.")] = None,
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,

@@ -46,9 +46,7 @@ def concept(name: str, backbone: Backbone, anchor: str | None = None) -> Concept
 
 def _of_world(world: World, word: str, backbone: Backbone) -> Concept:
     if backbone.world not in ("", world.name):
-        raise InputError(
-            f"{backbone.name} draws the world {backbone.world!r}, not {world.name!r}: name its own concept"
-        )
+        raise InputError(f"{backbone.name} draws the world {backbone.world!r}, not {world.name!r}: name one of its own")
     known = world.find(word)
     return replace(known, keep=tuple(n for n in world.concepts if n not in (known.name, world.photo)))
 

@@ -47,8 +47,8 @@ def answers(folder: str | os.PathLike[str], world: World, seeds: Sequence[int] |
         )
     if strangers:
         raise InputError(
-            f"{root} holds {len(strangers)} images that are no answers, such as {strangers[0]}: take them away, or name "
-            "the seeds that were drawn"
+            f"{root} holds {len(strangers)} images that are no answers, such as {strangers[0]}: take them away, or "
+            "name the seeds that were drawn"
         )
     files = tuple((root / n, "") for n in names)
     return Gallery(tuple(prompts), Stored(files), {"answers": root.name, "manifest": (root / MANIFEST).exists()})

@@ -200,7 +200,7 @@ def _claim(root: Path, plan: dict[str, Any]) -> None:
     """Make the folder ours, or make sure that it holds this very gallery."""
     begun = (LOCK, f".{PLAN}.part")  # all that a process killed at its very start leaves behind
     held = root.is_dir() and any(p.name not in begun for p in root.iterdir())
-    for path in () if held else (root / n for n in begun):
+    for path in (root / n for n in begun) if root.is_dir() and not held else ():
         path.unlink(missing_ok=True)
     check_target(root, held, holds=PLAN if (root / PLAN).exists() else MANIFEST)
     if not held:

@@ -1,5 +1,5 @@
-"""Judges trained anew on a user's copy of a data set, by the split that UnlearnCanvas used: images 1 to 18 of each style
-and object train, 19 and 20 test.
+"""Judges trained anew on a user's copy of a data set, by UnlearnCanvas' split: images 1 to 18 of each style and object
+train, 19 and 20 test.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Lesson:
     """How a judge is trained.
 
     Attributes:
-        start: a transformers image classifier (folder or Hub id) whose body is kept; "" starts a small ViT from scratch.
+        start: a transformers image classifier (folder or Hub id) whose body is kept; "": a small ViT from scratch.
         epochs: passes over the training images.
         lr: learning rate of AdamW at its highest: it rises over the first tenth and falls to zero along a cosine.
         batch: images a step.
@@ -120,8 +120,8 @@ def split(data: Path, kind: str, world: World) -> tuple[list[tuple[Filed, int]],
     for what, part in (("training images (1 to 18)", train), ("test images (19 and 20)", test)):
         if lacking := [n for n in world.names(kind) if numbers[n.lower()] not in {k for _, k in part}]:
             raise InputError(
-                f"{data} has no {what} of {lacking[0]!r} ({len(lacking)} of {len(numbers)} {kind}s lack them): expected "
-                f"{world.name} as style/object/1.jpg to 20.jpg"
+                f"{data} has no {what} of {lacking[0]!r} ({len(lacking)} of {len(numbers)} {kind}s lack them): "
+                f"expected {world.name} as style/object/1.jpg to 20.jpg"
             )
     return train, test
 
