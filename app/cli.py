@@ -306,6 +306,9 @@ def evaluate(
     ] = False,
     keep: Annotated[Path | None, typer.Option(help="Folder in which to keep both galleries.")] = None,
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also write the scores into the eraser itself: its header and model card.")
+    ] = False,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     force: ForceOption = False,
@@ -316,7 +319,9 @@ def evaluate(
     """Score forgetting and retaining, paired with the unerased model. Several erasers are scored as one stack."""
     if not eraser:
         raise InputError("no eraser given: name at least one with --eraser FOLDER")
-    from ..erase import check_target
+    if record and (len(eraser) > 1 or not Path(eraser[0]).exists()):
+        raise InputError("--record writes the scores of one eraser into its own folder or file here: name just that")
+    from ..erase import Eraser, check_target, write_text
     from ..eval import Control
     from ..eval import evaluate as run
     from ..eval import find as find_evaluator
@@ -360,7 +365,10 @@ def evaluate(
     report = run(loaded, backbone, only=names, control=side, keep=keep, force=force)
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
-        _write_text(out_file, text + "\n")
+        out_file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        write_text(out_file, text)
+    if record:
+        Eraser.record_scores(eraser[0], report.summary())
     if as_json:
         print(text)
         return
@@ -555,13 +563,6 @@ def _sampling(backbone: Backbone, steps: int | None, guidance: float | None) -> 
 
 def _say(message: str) -> None:
     out.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 # ---------------------------------------------------------------- the program
