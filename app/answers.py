@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from ..prompts import InputError
-from .cli import DeviceOption, ForceOption, JsonOption, _say, _write_text, out, score_table
+from .cli import DeviceOption, ForceOption, JsonOption, _say, out, score_table
 
 if TYPE_CHECKING:
     from ..eval import Judges
@@ -81,7 +81,7 @@ def score(
     device: DeviceOption = None,
 ) -> None:
     """Score an answer set made elsewhere: UA, IRA, CRA and the rest, by the protocol's judges. It must be whole."""
-    from ..erase import check_target
+    from ..erase import check_target, write_text
     from ..eval import find, measure, score_answers
     from ..prompts import world
 
@@ -99,7 +99,7 @@ def score(
     report = score_answers(folder, tools, concepts=concept or (), control=control, only=names, seeds=seed_list(seeds))
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
-        _write_text(out_file, text + "\n")
+        write_text(out_file, text)
     if as_json:
         print(text)
         return

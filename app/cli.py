@@ -356,7 +356,7 @@ def evaluate(
         rows = done.table((names or ["ua"])[0])
         text = json.dumps({"steps": rows, "reports": [r.to_json() for r in done.reports]}, indent=1, ensure_ascii=False)
         if out_file is not None:
-            _write_text(out_file, text + "\n")
+            write_text(out_file, text)
         if as_json:
             print(text)
             return
