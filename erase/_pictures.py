@@ -64,7 +64,7 @@ def filed(root: Path) -> list[Filed]:
         names = _names(path, root)
         if len(names) != 2 or not path.stem.isdigit():
             raise InputError(f"data set: expected images as style/object/1.jpg in {root}, got {path.relative_to(root)}")
-        out.append(Filed(path, *names, int(path.stem)))
+        out.append(Filed(path, names[0], names[1], int(path.stem)))
     if not out:
         raise InputError(f"data set: no image in {root}, expected style/object/1.jpg")
     return sorted(out, key=lambda f: (f.style, f.object, f.number))

@@ -48,14 +48,16 @@ class Lens:
 
     @classmethod
     def read(cls, folder: Path) -> Lens:
-        """From a judge's folder; without a record of it, images go in as they are, scaled to [-1, 1].
+        """From a judge's folder. Without a record of it, images are scaled to [-1, 1], and resized where the network's
+        own config names a size.
 
         Raises:
             InputError: a preparation that is not known here.
         """
         path = folder / LENS_FILE
         if not path.exists():
-            return cls()
+            side = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("image_size")
+            return cls((side, side)) if isinstance(side, int) else cls()
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             size = told.get("size") or {}

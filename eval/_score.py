@@ -109,7 +109,8 @@ def share(
         raise ValueError(f"expected paired lists, got {len(hits)}, {len(paired)} and {len(clusters)}")
     low, high = wilson(sum(hits), len(hits))
     if control is None:
-        return Score(100 * sum(hits) / len(hits), len(hits), 100 * low, 100 * high, *[math.nan] * 4, details=details)
+        nan, value = math.nan, 100 * sum(hits) / len(hits)
+        return Score(value, len(hits), 100 * low, 100 * high, nan, nan, nan, nan, details=details)
     value, base = 100 * sum(hits) / len(hits), 100 * sum(control) / len(control)
     change = clustered([100.0 * a - 100.0 * b for a, b in zip(hits, control, strict=True)], clusters)
     return Score(value, len(hits), 100 * low, 100 * high, base, value - base, *change, details=details)
