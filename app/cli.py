@@ -119,9 +119,10 @@ def erase(
     folder = out_folder or Path(
         f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_").replace(":", "-")
     )
-    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process
+    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process, write_text
     from ..erase import concept as known
     from ..erase import erase as run
+    from ..eval import COST_FILE, Cost
 
     if not folder.name:
         raise InputError(f"--out: expected the name of a new folder, got {str(folder)!r}")
@@ -143,24 +144,24 @@ def erase(
         divergence=divergence,
     )
     backbone = _load(model, dtype, device)
-    start = time.perf_counter()
-    eraser = run(
-        [known(n, backbone, anchor) for n in names],
-        backbone,
-        method=configure(method, preset or backbone.preset, given),
-        preserve=None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()],
-        seed=seed,
-        loop=loop,
-    )
-    seconds = time.perf_counter() - start
+    with Cost() as cost:
+        eraser = run(
+            [known(n, backbone, anchor) for n in names],
+            backbone,
+            method=configure(method, preset or backbone.preset, given),
+            preserve=None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()],
+            seed=seed,
+            loop=loop,
+        )
     if not main_process():
         return
     eraser.save_pretrained(folder, force=force, verify=backbone)
+    write_text(folder / COST_FILE, json.dumps(cost.to_json()))
     for path in checkpoints(work) if eraser.recipe.training else ():  # a closed form's neighbour may be another run
         path.unlink()
     size = (folder / eraser.payload.file).stat().st_size
     _say(
-        f"{', '.join(eraser.recipe.names)} erased from {backbone.name} by {method} in {seconds:.2f} s: "
+        f"{', '.join(eraser.recipe.names)} erased from {backbone.name} by {method} in {cost.seconds:.2f} s: "
         f"{eraser.payload.summary()}, {size / 1e6:.2f} MB, in {folder}"
     )
     _say(f"next: erasers grid --model {model} --eraser {folder} --out grid.png")
@@ -322,7 +323,7 @@ def evaluate(
     if record and (len(eraser) > 1 or not Path(eraser[0]).exists()):
         raise InputError("--record writes the scores of one eraser into its own folder or file here: name just that")
     from ..erase import Eraser, check_target, write_text
-    from ..eval import Control
+    from ..eval import Control, cost_of
     from ..eval import evaluate as run
     from ..eval import find as find_evaluator
 
@@ -363,6 +364,7 @@ def evaluate(
         out.print(steps_table(rows, f"{len(loaded)} erasers in sequence on {backbone.name}, percent"))
         return
     report = run(loaded, backbone, only=names, control=side, keep=keep, force=force)
+    report.settings["cost"] = [cost_of(Path(e)) or "not recorded" for e in eraser]
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
         out_file.absolute().parent.mkdir(parents=True, exist_ok=True)

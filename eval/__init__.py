@@ -5,6 +5,7 @@ name.
 from ._answers import answers, combination, score_answers
 from ._collect import clear, collect
 from ._convert_judge import convert_judge
+from ._cost import COST_FILE, Cost, cost_of
 from ._evaluate import Control, Report, evaluate, mean, protocol_sampling
 from ._evaluator import Case, Evaluator, evaluators, find
 from ._gallery import Gallery, Sampling, check_place, draw, sampling
@@ -16,6 +17,9 @@ from ._train_judge import Lesson, measure, train_judge
 from ._unpack import captioned, unpack
 
 __all__ = [
+    "COST_FILE",
+    "Cost",
+    "cost_of",
     "Case",
     "Control",
     "Evaluator",
