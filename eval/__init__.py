@@ -18,10 +18,9 @@ from ._unpack import captioned, unpack
 
 __all__ = [
     "COST_FILE",
-    "Cost",
-    "cost_of",
     "Case",
     "Control",
+    "Cost",
     "Evaluator",
     "Gallery",
     "Judges",
@@ -39,6 +38,7 @@ __all__ = [
     "collect",
     "combination",
     "convert_judge",
+    "cost_of",
     "draw",
     "evaluate",
     "evaluators",

@@ -20,6 +20,7 @@ from erasers.erase import concept, erase, filed
 from erasers.eval import (
     Case,
     Control,
+    Cost,
     Gallery,
     Judges,
     Lesson,
