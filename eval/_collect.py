@@ -92,7 +92,11 @@ def _draw(
     noise = noises(backbone, prompts, how)
     total = sum(len(files[b : b + how.batch]) for b in starts)
     writing: Future[None] | None = None
-    with ThreadPoolExecutor(1) as writer, tqdm(total=total, desc=root.name, unit="image", leave=False) as bar:
+    silent = _processes()[0] > 0
+    with (
+        ThreadPoolExecutor(1) as writer,
+        tqdm(total=total, desc=root.name, unit="image", leave=False, disable=silent) as bar,
+    ):
         for b in starts:
             begin = time.perf_counter()
             part = prompts[b : b + how.batch]
@@ -116,6 +120,7 @@ def _draw(
 def _commit(root: Path, files: list[str], images: list[Image.Image], batch: int, seconds: float) -> None:
     """Write a batch: all its images under other names, its mark, then their names."""
     try:
+        (root / _mark(batch)).unlink(missing_ok=True)  # of an earlier run, whose images were taken away since
         for name, image in zip(files, images, strict=True):
             if not (root / name).exists():  # a file taken away from a finished batch comes back alone
                 image.save(root / f".{name}.part", format="PNG" if name.endswith(".png") else "JPEG")
