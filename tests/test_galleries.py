@@ -160,6 +160,24 @@ def test_an_image_taken_away_comes_back_alone(sd, tmp_path, monkeypatch):
     assert {n for n in times if times[n] != after[n]} == {"0004_moon_seed4.png"}
 
 
+def test_killed_while_a_missing_image_is_drawn_again(sd, tmp_path, monkeypatch):
+    """The mark that its batch has from before does not stand for the half of a file."""
+    collect(tmp_path / "whole", sd, prompts=PROMPTS, how=HOW)
+    cut(sd, tmp_path / "g", monkeypatch, stop=3)
+    (tmp_path / "g/0004_moon_seed4.png").unlink()
+
+    def half(self, path, **options):
+        Path(path).write_bytes(b"\x89PNG half")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", half)
+        with pytest.raises(Killed):
+            collect(tmp_path / "g", sd, prompts=PROMPTS, how=HOW)
+    collect(tmp_path / "g", sd, prompts=PROMPTS, how=HOW)
+    assert files(tmp_path / "g") == files(tmp_path / "whole")
+
+
 def test_a_damaged_image_is_named(sd, tmp_path, monkeypatch):
     cut(sd, tmp_path / "g", monkeypatch, stop=2)
     (tmp_path / "g/0001_moon_seed1.png").write_bytes(b"not an image")
