@@ -16,6 +16,7 @@ from PIL import Image
 from test_cli import run
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
+import tiny
 from erasers.erase import concept, erase, filed
 from erasers.eval import (
     Case,
@@ -40,6 +41,7 @@ from erasers.eval import (
     train_judge,
     unpack,
 )
+from erasers.eval import judges as judges_of
 from erasers.eval._train_judge import split
 from erasers.prompts import (
     CANVAS,
@@ -747,14 +749,34 @@ def test_cost():
         assert 60 <= told["peak MB"] < 200
 
 
-def test_what_erasing_took_goes_beside_the_scores(tmp_path):
-    assert run("erase", "moon", "--out", tmp_path / "e")[0] == 0
-    code, out, err = run("evaluate", "--eraser", tmp_path / "e", "--steps", 1, "--only", "ua", "--json")
+def test_commands_on_a_model_of_another_world(judges, tmp_path):
+    """Erase a concept of the list, evaluate with judges of one's own, one after the other."""
+    tiny.sd().save_pretrained(tmp_path / "m")
+    for k, name in enumerate(("small:Monet", "Sea")):
+        made = run("erase", name, "--model", tmp_path / "m", "--out", tmp_path / f"e{k}")
+        assert made[0] == 0, made[2]
+    both = ("--model", tmp_path / "m", "--eraser", tmp_path / "e0", "--eraser", tmp_path / "e1")
+    how = ("--protocol", "small", "--judges", judges, "--steps", 1, "--guidance", 1, "--only", "ua", "--json")
+    code, out, err = run("evaluate", *both, *how)
     assert code == 0, err
-    settings = json.loads(out)["settings"]
-    assert settings["cost"][0]["seconds"] > 0
-    assert 0.9 < settings["storage"] / (tmp_path / "e/pytorch_lora_weights.safetensors").stat().st_size <= 1
-    assert settings["judge accuracy on real images"]["object"] == {"value": 100.0, "n": 1200}
+    told = json.loads(out)
+    assert set(told["by_concept"]) == {"Monet", "Sea"}
+    assert [c["seconds"] > 0 for c in told["settings"]["cost"]] == [True, True]
+    sizes = sum((tmp_path / f"e{k}/pytorch_lora_weights.safetensors").stat().st_size for k in (0, 1))
+    assert 0.5 < told["settings"]["storage"] / sizes <= 1, "the file also holds names and the record"
+    code, out, err = run("evaluate", *both, *how, "--sequential")
+    assert code == 0, err
+    steps = json.loads(out)
+    assert [r["concept"] for r in steps["steps"]] == ["Monet", "Monet", "Sea"]
+    assert steps["reports"][1]["by_concept"] == told["by_concept"]
+    assert run("evaluate", *both, "--steps", 1)[0] == 2, "its world is not known without --judges"
+
+
+def test_canvas_judges_say_how_good_they_are(canvas):
+    known = judges_of(canvas).record()
+    assert known["object"]["accuracy on real images"] == known["style"]["accuracy on real images"]
+    assert known["style"]["accuracy on real images"] == {"value": 100.0, "n": 1200}
+    assert known["style"]["weights"] != known["object"]["weights"]
 
 
 def test_draw_command(tmp_path):
