@@ -69,7 +69,7 @@ def score(
     protocol: ProtocolOption = "unlearncanvas",
     judges: JudgesOption = None,
     control: Annotated[Path | None, typer.Option(help="Answer set of the unerased model.")] = None,
-    only: Annotated[str | None, typer.Option(help="Evaluators to run, with commas. Default: all.")] = None,
+    only: Annotated[str | None, typer.Option(help="Evaluators to run, with commas. Default: the judges' own.")] = None,
     seeds: SeedsOption = None,
     real: Annotated[
         Path | None,

@@ -12,12 +12,17 @@ from typing import Any
 from ..erase import PICTURE_KINDS
 from ..prompts import Concept, InputError, Prompt, World
 from ._evaluate import Report, judged, mean
-from ._evaluator import Case, evaluators, find
+from ._evaluator import Case, find
 from ._gallery import MANIFEST, Gallery, Stored
 from ._judge import Judges, Verdict
 from ._score import NotApplicable, Score, share
 
 SUFFIXES = (".jpg", ".png")
+JUDGED = ("ua", "ira", "cra", "in_prompt", "neighbours", "synonym_ua", "held_out_ua")
+"""The evaluators that rest on the judges alone."""
+
+NONE = Gallery((), (), {})
+"""In the place of a control that was not given: nothing that compares images takes it for one."""
 
 
 def answers(folder: str | os.PathLike[str], world: World, seeds: Sequence[int] | None = None) -> Gallery:
@@ -93,7 +98,7 @@ def score_answers(
         judges: of the world whose protocol was followed.
         concepts: names; "Van Gogh x Dogs" is the combination of a style and an object.
         control: the answer set of the unerased model.
-        only: names of evaluators; all by default.
+        only: names of evaluators; by default those that rest on the judges alone.
         seeds: that were drawn; by default the protocol's. Fewer are said in the settings.
 
     Raises:
@@ -103,7 +108,7 @@ def score_answers(
     world = judges.world
     if not concepts:
         raise InputError("name what was erased with --concept, for example --concept 'Van Gogh'")
-    tools = {n: find(n)() for n in (only or evaluators())}
+    tools = {n: find(n)() for n in (only or JUDGED)}
     pairs = [tuple(world.find(part) for part in name.split(" x ")) for name in concepts]
     for name, pair in zip(concepts, pairs, strict=True):
         if len(pair) > 2 or (len(pair) == 2 and len({world.domain(c.name) for c in pair}) != 2):
@@ -118,7 +123,7 @@ def score_answers(
             raise InputError(f"the answer set's images are {side}, the control's {other_side}: draw them alike")
     single = [pair[0] for pair in pairs if len(pair) == 1]
     erased = frozenset(c.name for c in single)
-    base = mine if other is None else other
+    base = NONE if other is None else other
     by_concept: dict[str, dict[str, Score | NotApplicable]] = {}
     for name, pair in zip(concepts, pairs, strict=True):
         if len(pair) == 1:
