@@ -65,6 +65,14 @@ def cut(backbone, folder: Path, monkeypatch, *, stop: int, **task) -> list[tuple
     return drawn
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The files of a gallery that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "g"
+    collect(folder, wrap(tiny.sd(), "tiny-sd"), prompts=PROMPTS, how=HOW)
+    return files(folder)
+
+
 def test_the_folder_holds_what_draw_returns(sd, tmp_path):
     gallery = collect(tmp_path / "g", sd, prompts=PROMPTS, how=HOW)
     in_memory = draw(sd, PROMPTS, how=HOW)
@@ -88,9 +96,8 @@ def test_a_finished_gallery_is_not_drawn_again(sd, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
-def test_killed_between_batches(sd, tmp_path, monkeypatch, stop):
+def test_killed_between_batches(sd, whole, tmp_path, monkeypatch, stop):
     """The files and bytes of a gallery that was never interrupted; no image drawn twice."""
-    collect(tmp_path / "whole", sd, prompts=PROMPTS, how=HOW)
     drawn = cut(sd, tmp_path / "cut", monkeypatch, stop=stop)
     assert (tmp_path / "cut/plan.json").exists()
     with pytest.raises(InputError, match="is an unfinished gallery: go on"):
@@ -98,13 +105,12 @@ def test_killed_between_batches(sd, tmp_path, monkeypatch, stop):
     again = counted(sd, monkeypatch)
     collect(tmp_path / "cut", sd, prompts=PROMPTS, how=HOW)
     assert sorted(drawn + again) == sorted((p.text, p.seed) for p in PROMPTS)
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files(tmp_path / "cut") == whole
 
 
 @pytest.mark.parametrize("moment", ["half of an image", "before the mark", "after the mark", "half of the names"])
-def test_killed_while_a_batch_is_written(sd, tmp_path, monkeypatch, moment):
+def test_killed_while_a_batch_is_written(sd, whole, tmp_path, monkeypatch, moment):
     """A batch without its mark is drawn anew, one with it only gets its names."""
-    collect(tmp_path / "whole", sd, prompts=PROMPTS, how=HOW)
     from erasers.eval import _collect
 
     seen: list[int] = []
@@ -144,7 +150,7 @@ def test_killed_while_a_batch_is_written(sd, tmp_path, monkeypatch, moment):
     again = [(p.text, p.seed) for p in PROMPTS[3:6]]
     assert (set(again) <= set(drawn)) == (moment in ("half of an image", "before the mark"))
     assert len(drawn) == len(set(drawn))
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files(tmp_path / "cut") == whole
 
 
 def test_an_image_taken_away_comes_back_alone(sd, tmp_path, monkeypatch):
@@ -160,9 +166,8 @@ def test_an_image_taken_away_comes_back_alone(sd, tmp_path, monkeypatch):
     assert {n for n in times if times[n] != after[n]} == {"0004_moon_seed4.png"}
 
 
-def test_killed_while_a_missing_image_is_drawn_again(sd, tmp_path, monkeypatch):
+def test_killed_while_a_missing_image_is_drawn_again(sd, whole, tmp_path, monkeypatch):
     """The mark that its batch has from before does not stand for the half of a file."""
-    collect(tmp_path / "whole", sd, prompts=PROMPTS, how=HOW)
     cut(sd, tmp_path / "g", monkeypatch, stop=3)
     (tmp_path / "g/0004_moon_seed4.png").unlink()
 
@@ -175,7 +180,7 @@ def test_killed_while_a_missing_image_is_drawn_again(sd, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             collect(tmp_path / "g", sd, prompts=PROMPTS, how=HOW)
     collect(tmp_path / "g", sd, prompts=PROMPTS, how=HOW)
-    assert files(tmp_path / "g") == files(tmp_path / "whole")
+    assert files(tmp_path / "g") == whole
 
 
 def test_a_damaged_image_is_named(sd, tmp_path, monkeypatch):
