@@ -81,7 +81,7 @@ class ESD(Finetune):
             "relative": 0.5,
             "compose": True,
         },
-        "canvas-flow": {"train": "prompt", "steps": 80, "lr": 3e-3, "pool": 128, "refresh": 0, "relative": 0.0},
+        "canvas-flow": dict(train="prompt", steps=80, lr=3e-3, eta=2.0, pool=128, refresh=0, relative=0.0),
     }
 
     def __post_init__(self) -> None:
