@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,9 @@ from ..prompts import InputError, unknown
 
 if TYPE_CHECKING:
     from ..erase import Eraser
+    from ..eval import Report, Sampling
     from ..pipelines import Backbone
-    from ..prompts import Prompt
+    from ..prompts import Prompt, World
 
 DEFAULT_METHOD = "uce"
 LOOP = "Training (trained methods)"
@@ -116,11 +116,12 @@ def erase(
         if not name.strip():
             raise InputError(f"expected a concept name, got {name!r}: name what to erase, for example moon")
     folder = out_folder or Path(
-        f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_")
+        f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_").replace(":", "-")
     )
-    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process
+    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process, write_text
     from ..erase import concept as known
     from ..erase import erase as run
+    from ..eval import COST_FILE, Cost
 
     if not folder.name:
         raise InputError(f"--out: expected the name of a new folder, got {str(folder)!r}")
@@ -142,24 +143,24 @@ def erase(
         divergence=divergence,
     )
     backbone = _load(model, dtype, device)
-    start = time.perf_counter()
-    eraser = run(
-        [known(n, backbone, anchor) for n in names],
-        backbone,
-        method=configure(method, preset or backbone.preset, given),
-        preserve=None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()],
-        seed=seed,
-        loop=loop,
-    )
-    seconds = time.perf_counter() - start
+    with Cost() as cost:
+        eraser = run(
+            [known(n, backbone, anchor) for n in names],
+            backbone,
+            method=configure(method, preset or backbone.preset, given),
+            preserve=None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()],
+            seed=seed,
+            loop=loop,
+        )
     if not main_process():
         return
     eraser.save_pretrained(folder, force=force, verify=backbone)
+    write_text(folder / COST_FILE, json.dumps(cost.to_json()))
     for path in checkpoints(work) if eraser.recipe.training else ():  # a closed form's neighbour may be another run
         path.unlink()
     size = (folder / eraser.payload.file).stat().st_size
     _say(
-        f"{', '.join(eraser.recipe.names)} erased from {backbone.name} by {method} in {seconds:.2f} s: "
+        f"{', '.join(eraser.recipe.names)} erased from {backbone.name} by {method} in {cost.seconds:.2f} s: "
         f"{eraser.payload.summary()}, {size / 1e6:.2f} MB, in {folder}"
     )
     _say(f"next: erasers grid --model {model} --eraser {folder} --out grid.png")
@@ -173,29 +174,76 @@ def draw(
     seeds: Annotated[
         int | None, typer.Option(help="Draw each prompt with seeds 0 to N-1 instead of its own seed.", min=1)
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Draw the answer set of unlearncanvas or canvas, its sampling, file names and JPEG."),
+    ] = None,
+    seed_list: Annotated[
+        str | None, typer.Option(help="With --protocol: fewer seeds, with commas. Default: its five.")
+    ] = None,
+    noise: Annotated[
+        str,
+        typer.Option(help="image: each image draws its noise from its seed; sequence: one generator a seed, in order."),
+    ] = "image",
+    control: Annotated[
+        bool, typer.Option("--control/--no-control", help="With erasers: draw the unerased side too.")
+    ] = True,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, dpm++, euler, pndm. Default: what suits.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images drawn at once.", min=1, max=4096)] = None,
     force: ForceOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Draw a prompt set; with erasers on, into OUT/erased, and beside it the unerased control in OUT/original."""
-    wanted = _prompts(prompts, seeds)
-    from ..eval import check_place
-    from ..eval import draw as run
+    """Draw a prompt set; with erasers on, into OUT/erased, and beside it the unerased control in OUT/original. After a
+    kill the same command goes on; `torchrun --nproc_per_node N -m erasers.app.cli draw ...` shares the work.
+    """
+    from ..eval import clear, collect
+    from .answers import seed_list as numbers
 
-    sides = {"original": out_folder / "original", "erased": out_folder / "erased"} if eraser else {"": out_folder}
-    for place in sides.values():
-        check_place(place, force)
+    place = _world(protocol, prompts, seeds, seed_list)
+    wanted = place.answers(numbers(seed_list)) if place else _prompts(prompts, seeds)
+    sides = {"erased": out_folder / "erased"} if eraser else {"": out_folder}
+    if eraser and control:
+        sides = {"original": out_folder / "original", **sides}
     loaded = _erasers(eraser)
     backbone = _load(model, dtype, device)
-    how = _sampling(backbone, steps, guidance)
+    given = {"steps": steps, "guidance": guidance, "sampler": sampler, "batch": batch, "noise": noise}
+    how = _chosen(backbone, place, given)
     for one in loaded:
         one.check_base(backbone)
-    for side, place in sides.items():
-        gallery = run(backbone, wanted, loaded if side == "erased" else (), how=how, label=side or "draw")
-        gallery.save(place, force=force)
-        _say(f"{len(gallery.images)} images in {place}, {gallery.manifest['seconds']:.1f} s")
+    names = [place.file(p) for p in wanted] if place else None
+    first = int(os.environ.get("RANK", "0")) == 0
+    for side, folder in sides.items():
+        if force and first:
+            clear(folder)
+        on = loaded if side == "erased" else ()
+        gallery = collect(folder, backbone, prompts=wanted, erasers=on, how=how, names=names)
+        if first:
+            _say(f"{len(gallery.images)} images in {folder}, {gallery.manifest['seconds']:.1f} s")
+
+
+def _world(protocol: str | None, prompts: str | None, seeds: int | None, seed_list: str | None) -> World | None:
+    from ..prompts import world
+
+    if protocol is None:
+        if seed_list is not None:
+            raise InputError("--seed-list names seeds of a protocol: add --protocol, or use --seeds N")
+        return None
+    if prompts is not None or seeds is not None:
+        raise InputError("a protocol has its own prompts and seeds: leave out --prompts and --seeds")
+    return world(protocol)
+
+
+def _chosen(backbone: Backbone, place: World | None, given: dict[str, Any]) -> Sampling:
+    """A protocol's sampling, or what suits the model, with what the user says in its place."""
+    from dataclasses import replace
+
+    from ..eval import protocol_sampling, sampling
+
+    how = sampling(backbone) if place is None else protocol_sampling(place, backbone)
+    return replace(how, **{k: v for k, v in given.items() if v is not None})
 
 
 def grid(
@@ -240,6 +288,22 @@ def evaluate(
     only: Annotated[
         str | None, typer.Option(help="Evaluators to run, with commas (see `erasers list evaluators`). Default: all.")
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="The model's world: canvas, or unlearncanvas with --judges. Default: its own."),
+    ] = None,
+    judges: Annotated[
+        Path | None,
+        typer.Option("--judges", help="Folder with judges, in object/ and style/. Default: Canvas' own."),
+    ] = None,
+    every_seed: Annotated[
+        bool,
+        typer.Option("--every-seed", help="Draw all cells with every seed, as published."),
+    ] = False,
+    sequential: Annotated[
+        bool,
+        typer.Option("--sequential", help="Attach erasers one after the other; UA of all earlier ones each time."),
+    ] = False,
     keep: Annotated[Path | None, typer.Option(help="Folder in which to keep both galleries.")] = None,
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
     record: Annotated[
@@ -258,7 +322,7 @@ def evaluate(
     if record and (len(eraser) > 1 or not Path(eraser[0]).exists()):
         raise InputError("--record writes the scores of one eraser into its own folder or file here: name just that")
     from ..erase import Eraser, check_target, write_text
-    from ..eval import Control
+    from ..eval import Control, cost_of
     from ..eval import evaluate as run
     from ..eval import find as find_evaluator
 
@@ -271,14 +335,35 @@ def evaluate(
     backbone = _load(model, dtype, device)
     for one in loaded:
         one.check_base(backbone)
-    report = run(
-        loaded,
-        backbone,
-        only=names,
-        control=Control(backbone, _sampling(backbone, steps, guidance)),
-        keep=keep,
-        force=force,
-    )
+    from ..prompts import CANVAS, UNLEARN_CANVAS
+    from ..prompts import world as find_world
+
+    place = find_world(protocol) if protocol else UNLEARN_CANVAS if judges is not None else None
+    tools = None
+    if place not in (None, CANVAS) or judges is not None:
+        from .answers import load_judges
+
+        tools = load_judges(judges, place or CANVAS, device)
+    how = _chosen(backbone, None if tools is None else place, {"steps": steps, "guidance": guidance})
+    side = Control(backbone, how, judges=tools, every_seed=every_seed)
+    if sequential:
+        from ..eval import in_sequence
+        from .answers import steps_table
+
+        if keep is not None:
+            raise InputError("--sequential keeps no galleries: leave out --keep")
+        done = in_sequence(loaded, backbone, only=names or ["ua"], control=side)
+        rows = done.table((names or ["ua"])[0])
+        text = json.dumps({"steps": rows, "reports": [r.to_json() for r in done.reports]}, indent=1, ensure_ascii=False)
+        if out_file is not None:
+            write_text(out_file, text)
+        if as_json:
+            print(text)
+            return
+        out.print(steps_table(rows, f"{len(loaded)} erasers in sequence on {backbone.name}, percent"))
+        return
+    report = run(loaded, backbone, only=names, control=side, keep=keep, force=force)
+    report.settings["cost"] = [cost_of(Path(e)) or "not recorded" for e in eraser]
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
         out_file.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -288,17 +373,27 @@ def evaluate(
     if as_json:
         print(text)
         return
-    table = Table(title=f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}, percent")
+    out.print(
+        score_table(report, f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}, percent")
+    )
+
+
+def score_table(report: Report, title: str) -> Table:
+    """Scores as a table; what was not measured is a dash."""
+    table = Table(title=title)
     for column in ("score", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, s in report.scores.items():
         if "reason" in (row := s.to_json()):
             table.add_row(name, "-", row["reason"], "", "", "")
             continue
-        change = f"{row['change']:+.1f} ({row['change_low']:+.1f} .. {row['change_high']:+.1f})"
         interval = f"{row['low']:.1f} .. {row['high']:.1f}"
-        table.add_row(name, f"{row['value']:.1f}", interval, str(row["n"]), f"{row['control']:.1f}", change)
-    out.print(table)
+        paired = ("-", "no control given")
+        if row["control"] is not None:
+            change = f"{row['change']:+.1f} ({row['change_low']:+.1f} .. {row['change_high']:+.1f})"
+            paired = (f"{row['control']:.1f}", change)
+        table.add_row(name, f"{row['value']:.1f}", interval, str(row["n"]), *paired)
+    return table
 
 
 def export(
@@ -506,6 +601,8 @@ def _with_method_flags(args: list[str]) -> Callable[..., None]:
 
 def build(args: list[str]) -> typer.Typer:
     """The program for these arguments; only `erase` looks at them, for its method's flags."""
+    from . import answers
+
     app = typer.Typer(
         help="Remove a concept from a text-to-image pipeline and show what was forgotten and what was kept.",
         no_args_is_help=True,
@@ -522,6 +619,10 @@ def build(args: list[str]) -> typer.Typer:
         ("export", export),
         ("inspect", inspect),
         ("list", list_),
+        ("score", answers.score),
+        ("convert-judge", answers.convert_judge),
+        ("train-judge", answers.train_judge),
+        ("unpack", answers.unpack),
     ):
         app.command(name)(command)
     app.callback()(_version)

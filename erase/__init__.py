@@ -12,6 +12,8 @@ from ._lora import Factors, Lora
 from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of
 from ._overlap import overlap
 from ._payload import Payload
+from ._pictures import KINDS as PICTURE_KINDS
+from ._pictures import Filed, filed
 from ._recipe import Recipe
 from ._saliency import Mask
 from ._student import Student
@@ -21,12 +23,14 @@ __all__ = [
     "CHECKS",
     "CONFIG_FILE",
     "LAYOUTS",
+    "PICTURE_KINDS",
     "Attached",
     "Change",
     "Delta",
     "Diverged",
     "Eraser",
     "Factors",
+    "Filed",
     "Finetune",
     "Finetuner",
     "Loop",
@@ -48,6 +52,7 @@ __all__ = [
     "default_preserve",
     "describe",
     "erase",
+    "filed",
     "find",
     "main_process",
     "methods",

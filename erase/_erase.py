@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipelines import Backbone, check_unfused, components, fingerprint
-from ..prompts import Concept, InputError, canvas
+from ..prompts import WORLDS, Concept, InputError, World, canvas
 from ._delta import Delta
 from ._eraser import Eraser
 from ._lora import Factors, Lora
@@ -28,15 +28,27 @@ def recorded(tool: Method) -> dict[str, Any]:
 
 def concept(name: str, backbone: Backbone, anchor: str | None = None) -> Concept:
     """What a name means for a pipeline: on a Canvas pipeline its concept, with synonyms and anchor; elsewhere the bare
-    word. A given anchor replaces the known one.
+    word, or with a world before it ("unlearncanvas:Van Gogh") that world's concept, which keeps all its others. A given
+    anchor replaces the known one.
 
     Raises:
-        InputError: an empty name, or a name the Canvas world does not have.
+        InputError: an empty name, or a name the world does not have.
     """
+    place, colon, word = name.partition(":")
+    if colon and place in WORLDS:
+        known = _of_world(WORLDS[place], word, backbone)
+        return known if anchor is None else replace(known, anchor=anchor)
     known = Concept(name) if backbone.world != "canvas" or not name.strip() else canvas.find(name)
     if anchor is None:
         return known
     return replace(known, anchor=anchor)
+
+
+def _of_world(world: World, word: str, backbone: Backbone) -> Concept:
+    if backbone.world not in ("", world.name):
+        raise InputError(f"{backbone.name} draws the world {backbone.world!r}, not {world.name!r}: name one of its own")
+    known = world.find(word)
+    return replace(known, keep=tuple(n for n in world.concepts if n not in (known.name, world.photo)))
 
 
 def _with_anchor_that_stays(one: Concept, gone: Sequence[Concept], backbone: Backbone) -> Concept:

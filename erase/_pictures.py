@@ -27,6 +27,16 @@ class Picture:
     prompt: str
 
 
+@dataclass(frozen=True)
+class Filed:
+    """An image of a data set laid out as `style/object/number.jpg`, its folders as `plain` gives them."""
+
+    path: Path
+    style: str
+    object: str
+    number: int
+
+
 def plain(name: str) -> str:
     """A name as folders and people write it: "Van_Gogh" is "van gogh"."""
     return name.replace("_", " ").strip().lower()
@@ -41,6 +51,23 @@ def _files(root: Path, what: str) -> Iterator[Path]:
     if not root.is_dir():
         raise InputError(f"{what}: expected a folder of images, got {str(root)!r}")
     yield from sorted(p for p in root.rglob("*") if p.suffix.lower() in KINDS)
+
+
+def filed(root: Path) -> list[Filed]:
+    """The images of a folder laid out as UnlearnCanvas is, `./{style}/{object}/{1..20}.jpg`, by style, object, number.
+
+    Raises:
+        InputError: no folder, no image in it, or one that lies elsewhere or has no number for a name.
+    """
+    out = []
+    for path in _files(root, "data set"):
+        names = _names(path, root)
+        if len(names) != 2 or not path.stem.isdigit():
+            raise InputError(f"data set: expected images as style/object/1.jpg in {root}, got {path.relative_to(root)}")
+        out.append(Filed(path, names[0], names[1], int(path.stem)))
+    if not out:
+        raise InputError(f"data set: no image in {root}, expected style/object/1.jpg")
+    return sorted(out, key=lambda f: (f.style, f.object, f.number))
 
 
 def of_concept(root: Path, concept: Concept, *, alone: bool) -> list[Path]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..erase import Eraser
 from ..pipelines import Backbone
-from ..prompts import Concept, InputError, Prompt, canvas, canvas_plan
+from ..prompts import Concept, InputError, Prompt, World
 from ._evaluator import Case, evaluators, find
-from ._gallery import Gallery, Sampling, check_place, draw, sampling
-from ._judge import Judges, Verdict, judges
+from ._gallery import Gallery, Sampling, check_place, draw, record, sampling, size
+from ._judge import UNMEASURED, Judges, Verdict
+from ._judge import judges as own_judges
 from ._score import NotApplicable, Score
 
 
@@ -25,7 +26,8 @@ class Report:
         by_concept: the same for each concept.
         settings: model, eraser, sampling, judge accuracy of the unerased model, images drawn.
         prompts: what was drawn, in order.
-        seen, seen_control: what the judges saw in each image with the eraser, and without.
+        seen, seen_control: what the judges saw in each image with the eraser, and without; the second None where
+            no control was given.
     """
 
     scores: dict[str, Score | NotApplicable]
@@ -33,7 +35,7 @@ class Report:
     settings: dict[str, Any]
     prompts: tuple[Prompt, ...]
     seen: Verdict
-    seen_control: Verdict
+    seen_control: Verdict | None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `erasers evaluate --json` prints."""
@@ -54,13 +56,40 @@ class Report:
 
 
 class Control:
-    """The unerased side, drawn and judged once per prompt and shared by every eraser of a session."""
+    """The unerased side, drawn and judged once per prompt and shared by every eraser of a session.
 
-    def __init__(self, backbone: Backbone, how: Sampling | None = None) -> None:
+    Args:
+        backbone: the pipeline.
+        how: the sampling; by default the protocol's, else what suits the pipeline.
+        judges: of the world the pipeline was trained on; by default those of its own world.
+        every_seed: draw the whole grid with every seed, as the published protocol does, not with one seed each.
+
+    Raises:
+        InputError: the pipeline's world has no judges, or one generator a seed, which needs the whole answer set.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        how: Sampling | None = None,
+        *,
+        judges: Judges | None = None,
+        every_seed: bool = False,
+    ) -> None:
         self.backbone = backbone
-        self.how = how or sampling(backbone)
-        self.judges: Judges = judges(backbone)
+        self.judges: Judges = judges or own_judges(backbone)
+        self.world, self.every_seed = self.judges.world, every_seed
+        self.how = how or protocol_sampling(self.world, backbone)
+        if self.how.noise != "image":
+            raise InputError("--noise sequence needs the whole answer set in its order: `erasers draw`, then `score`")
         self._done: dict[Prompt, tuple[Any, str, str]] = {}
+
+    def plan(self, concept: Concept) -> list[Prompt]:
+        """The prompts that score one erased concept."""
+        rows = self.world.plan(concept)
+        if not self.every_seed:
+            return rows
+        return [*self.world.answers(), *(p for p in rows if p.role != "grid")]
 
     def side(self, prompts: Sequence[Prompt]) -> tuple[Gallery, Verdict]:
         """Gallery and verdict of these prompts; what was drawn before is not drawn again."""
@@ -70,7 +99,7 @@ class Control:
             seen = self.judges.look(gallery.images)
             self._done |= {p: row for p, *row in zip(new, gallery.images, seen.objects, seen.styles, strict=True)}  # type: ignore[misc]
         rows = [self._done[p] for p in prompts]
-        manifest = {"model": self.backbone.name, "erasers": [], "sampling": asdict(self.how)}
+        manifest = record(self.backbone, [], self.how)
         images, objects, styles = zip(*rows, strict=True)
         return Gallery(tuple(prompts), images, manifest), Verdict(objects, styles)
 
@@ -106,10 +135,11 @@ def evaluate(
         for side in ("original", "erased"):
             check_place(keep / side, force)
     control = control or Control(backbone)
-    concepts = [_concept(c) for e in stack for c in e.recipe.concepts]
+    world = control.world
+    concepts = [_concept(c, world) for e in stack for c in e.recipe.concepts]
     if not concepts:
         raise InputError("expected at least one eraser to score, got none")
-    prompts = tuple(dict.fromkeys(p for c in concepts for p in canvas_plan(c)))
+    prompts = tuple(dict.fromkeys(p for c in concepts for p in control.plan(c)))
     base, seen_base = control.side(prompts)
     gallery = draw(backbone, prompts, stack, how=control.how, label="erased")
     seen = control.judges.look(gallery.images)
@@ -118,23 +148,56 @@ def evaluate(
         gallery.save(keep / "erased", force=force)
     erased = frozenset(c.name for c in concepts)
     by_concept = {
-        c.name: {n: t.score(Case(c, erased, gallery, base, seen, seen_base)) for n, t in tools.items()}
+        c.name: {n: t.score(Case(c, erased, gallery, base, seen, seen_base, world)) for n, t in tools.items()}
         for c in concepts
     }
-    grid = [k for k, p in enumerate(prompts) if p.role == "grid"]
     settings = {
         "model": backbone.name,
         "erasers": [{"method": e.recipe.method, "concepts": e.recipe.names, **e.recipe.settings} for e in stack],
         "sampling": asdict(control.how),
         "images": len(prompts),
         "seconds": gallery.manifest["seconds"],
-        "judge accuracy on the unerased model": {
-            "object": round(100 * sum(seen_base.objects[k] == prompts[k].object for k in grid) / len(grid), 2),
-            "style": round(100 * sum(seen_base.styles[k] == prompts[k].style for k in grid) / len(grid), 2),
-        },
+        "storage": sum(size(e.payload) for e in stack),
+        **judged(control.judges, prompts, seen_base),
     }
     means = {n: mean([s[n] for s in by_concept.values()]) for n in tools}
     return Report(means, by_concept, settings, prompts, seen, seen_base)
+
+
+def judged(judges: Judges, prompts: Sequence[Prompt], base: Verdict | None) -> dict[str, Any]:
+    """What goes beside every score: the world, its judges, and how often they are right on real and on unerased
+    images.
+    """
+    record = judges.record()
+    grid = [k for k, p in enumerate(prompts) if p.role == "grid"]
+    accuracy: dict[str, float] | str = UNMEASURED
+    if base is not None and grid:
+        accuracy = {
+            "object": round(100 * sum(base.objects[k] == prompts[k].object for k in grid) / len(grid), 2),
+            "style": round(100 * sum(base.styles[k] == prompts[k].style for k in grid) / len(grid), 2),
+        }
+    return {
+        "world": judges.world.name,
+        "judges": {domain: row["weights"] for domain, row in record.items()},
+        "judge accuracy on real images": {d: row["accuracy on real images"] for d, row in record.items()},
+        "judge accuracy on the unerased model": accuracy,
+    }
+
+
+def protocol_sampling(world: World, backbone: Backbone) -> Sampling:
+    """How a protocol draws on a pipeline; what it leaves open is the pipeline's.
+
+    Raises:
+        InputError: the protocol wants images of another size than the pipeline draws.
+    """
+    if world.side and backbone.image_size != (world.side, world.side):
+        h, w = backbone.image_size
+        raise InputError(
+            f"{world.name} is drawn at {world.side} x {world.side}, {backbone.name} draws {h} x {w}: name the sampling "
+            "yourself to leave the protocol"
+        )
+    given = {"steps": world.steps, "guidance": world.guidance, "sampler": world.sampler}
+    return replace(sampling(backbone), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
 
 
 def mean(scores: Sequence[Score | NotApplicable]) -> Score | NotApplicable:
@@ -162,11 +225,27 @@ def mean(scores: Sequence[Score | NotApplicable]) -> Score | NotApplicable:
         change,
         change - bound("change_low", "change"),
         change + bound("change_high", "change"),
-        details={"concepts": k},
+        details={"concepts": k, **_conventions(real)},
     )
 
 
-def _concept(record: dict[str, Any]) -> Concept:
-    if record["name"] not in canvas.CONCEPTS:
-        raise InputError(f"{record['name']!r} is no Canvas concept, so no judge knows it")
+def _conventions(scores: Sequence[Score]) -> dict[str, Any]:
+    """By the other conventions too, where all concepts have the same ones."""
+    told = [s.details.get("other conventions", {}) for s in scores]
+    if len({(s.details.get("convention"), *sorted(t)) for s, t in zip(scores, told, strict=True)}) != 1:
+        return {}
+    if "convention" not in scores[0].details:
+        return {}
+    means = {name: round(sum(t[name] for t in told) / len(told), 4) for name in told[0]}
+    return {"convention": scores[0].details["convention"], **({"other conventions": means} if means else {})}
+
+
+def _concept(record: dict[str, Any], world: World) -> Concept:
+    try:
+        known = world.find(record["name"])
+    except InputError as error:
+        label = "Canvas" if world.name == "canvas" else world.name
+        raise InputError(f"{record['name']!r} is no {label} concept, so no judge knows it") from error
+    if known.name != record["name"] or known.kind != record["kind"]:
+        return known  # erased under another spelling, or by a user who did not say what it is
     return Concept.from_json(record)

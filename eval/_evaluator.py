@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from ..prompts import Concept, Prompt, canvas, unknown
+from ..prompts import CANVAS, Concept, Prompt, World, unknown
 from ._gallery import Gallery
 from ._judge import Verdict
 from ._score import NotApplicable, Score, share
@@ -23,7 +25,8 @@ class Case:
         concept: what was erased and is being scored.
         erased: names of all concepts the eraser removes; prompts with another erased one count for nobody.
         gallery, control: images with and without the eraser.
-        seen, seen_control: what the judges saw in them.
+        seen, seen_control: what the judges saw in them; the second is None where no control was given.
+        world: whose grid the prompts are of.
     """
 
     concept: Concept
@@ -31,12 +34,13 @@ class Case:
     gallery: Gallery
     control: Gallery
     seen: Verdict
-    seen_control: Verdict
+    seen_control: Verdict | None
+    world: World = CANVAS
 
     @property
     def domain(self) -> str:
         """Either "object" or "style"."""
-        return "object" if self.concept.name in {o.name for o in canvas.OBJECTS} else "style"
+        return self.world.domain(self.concept.name)
 
     @property
     def other_domain(self) -> str:
@@ -55,14 +59,68 @@ class Case:
     def _asks(self, p: Prompt) -> bool:
         return self.concept.name in (p.object, p.style) and len({p.object, p.style} & self.erased) == 1
 
-    def correct(self, domain: str, rows: list[int]) -> tuple[list[bool], list[bool]]:
+    def kept(self, domain: str, *, targets: bool, photo: bool) -> list[int]:
+        """Grid images on which accuracy for a domain is retained.
+
+        Args:
+            domain: "object" or "style".
+            targets: whether images count that ask for the concept, if the domain is the other one; of each of their
+                cells as many as of the other cells.
+            photo: whether the unstylised photographs count as a style.
+        """
+        mine = domain == self.domain
+        rows = self.others() if mine or not targets else sorted([*self.others(), *self._thinned(self.targets())])
+        if domain == "style" and not photo:
+            rows = [k for k in rows if self.gallery.prompts[k].style != self.world.photo]
+        return rows
+
+    def _thinned(self, rows: list[int]) -> list[int]:
+        """At most as many images of a cell as the other cells have, so that a plan's extra seeds do not weigh more."""
+        cells = [(p.object, p.style) for p in self.gallery.prompts]
+        most = max(Counter(cells[k] for k in self.others()).values(), default=0)
+        seen: Counter[tuple[str, str]] = Counter()
+        out = []
+        for k in rows:
+            seen[cells[k]] += 1
+            if seen[cells[k]] <= most:
+                out.append(k)
+        return out
+
+    def retained(self, domain: str, *, targets: bool = False, photo: bool = True) -> Score | NotApplicable:
+        """Judge accuracy of a domain by one convention, clustered by its concepts; by the others in the details."""
+        why_not = "no grid prompt leaves the concept out"
+        chosen = self.accuracy(domain, self.kept(domain, targets=targets, photo=photo), domain, why_not)
+        if isinstance(chosen, NotApplicable):
+            return chosen
+        others: dict[str, float] = {}
+        for t, p in product((False, True), (True, False)):
+            rows = self.kept(domain, targets=t, photo=p)
+            name = self._convention(domain, rows, t, p)
+            if name != self._convention(domain, rows, targets, photo) and rows:
+                hits, _ = self.correct(domain, rows)
+                others[name] = round(100 * sum(hits) / len(hits), 4)
+        rows = self.kept(domain, targets=targets, photo=photo)
+        named = {"convention": self._convention(domain, rows, targets, photo)}
+        return replace(chosen, details={**chosen.details, **named, **({"other conventions": others} if others else {})})
+
+    def _convention(self, domain: str, rows: list[int], targets: bool, photo: bool) -> str:
+        """The convention in words; those that come to the same have the same words."""
+        count = len({getattr(self.gallery.prompts[k], domain) for k in rows})
+        words = f"{count} {domain}s retained"
+        if domain == "style" and self.world.photo:
+            words += ", photographs " + ("among them" if photo else "left out")
+        if domain != self.domain:
+            words = f"target images {'included, as in the published script' if targets else 'excluded'}; {words}"
+        return words
+
+    def correct(self, domain: str, rows: list[int]) -> tuple[list[bool], list[bool] | None]:
         """Whether the judge of a domain sees what each prompt asked for: with the eraser, and without."""
 
         def hits(seen: Verdict) -> list[bool]:
             names = seen.objects if domain == "object" else seen.styles
             return [names[k] == getattr(self.gallery.prompts[k], domain) for k in rows]
 
-        return hits(self.seen), hits(self.seen_control)
+        return hits(self.seen), None if self.seen_control is None else hits(self.seen_control)
 
     def accuracy(self, domain: str, rows: list[int], cluster: str, why_not: str) -> Score | NotApplicable:
         """Judge accuracy on some images, clustered by what their prompts ask for in `cluster`."""
@@ -80,7 +138,8 @@ class Case:
         names = self.seen.objects if self.domain == "object" else self.seen.styles
         instead = [names[k] for k in rows if names[k] != self.concept.name]
         most = {n: instead.count(n) for n in sorted(set(instead), key=lambda n: (-instead.count(n), n))}
-        return share([not h for h in hits], [not h for h in control], clusters, drawn_instead=most)
+        base = None if control is None else [not h for h in control]
+        return share([not h for h in hits], base, clusters, drawn_instead=most)
 
 
 @runtime_checkable

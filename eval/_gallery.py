@@ -6,20 +6,25 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, overload
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..erase import Eraser, check_target, write_folder
-from ..pipelines import Backbone
-from ..prompts import InputError, Prompt
+from ..erase import Eraser, Payload, check_target, write_folder
+from ..pipelines import Backbone, fingerprint
+from ..prompts import InputError, Prompt, unknown
 
 MANIFEST = "manifest.json"
+PLAN = "plan.json"
+
+Noise = Literal["image", "sequence"]
 
 
 @dataclass(frozen=True)
@@ -31,17 +36,22 @@ class Sampling:
         guidance: classifier-free guidance scale; 1 is off.
         sampler: "ddim", "dpm++", "euler", "pndm", for flows "euler"; None keeps the pipeline's own.
         batch: images drawn at once.
+        noise: "image": each image starts from the first draw of its seed, so that all prompts of a seed share one
+            noise; "sequence": the prompts of a seed take one draw after the other from one generator, in their order.
     """
 
     steps: int = 25
     guidance: float = 7.5
     sampler: str | None = None
     batch: int = 8
+    noise: Noise = "image"
 
     def __post_init__(self) -> None:
         for name, most in (("steps", 1000), ("batch", 4096)):
             if not 1 <= getattr(self, name) <= most:
                 raise InputError(f"{name}: expected 1 to {most}, got {getattr(self, name)}")
+        if self.noise not in get_args(Noise):
+            raise unknown("noise convention", self.noise, get_args(Noise))
 
 
 SAMPLING = {
@@ -67,12 +77,12 @@ class Gallery:
 
     Attributes:
         prompts: one per image.
-        images: RGB.
-        manifest: model, erasers, sampling, seconds, and an SHA-256 of each image's pixels.
+        images: RGB; those of an opened gallery are read when they are asked for.
+        manifest: model, erasers and their fingerprints, sampling, precision, seconds.
     """
 
     prompts: tuple[Prompt, ...]
-    images: tuple[Image.Image, ...]
+    images: Sequence[Image.Image]
     manifest: dict[str, Any]
 
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
@@ -85,9 +95,9 @@ class Gallery:
         def fill(partial: Path) -> None:
             rows = []
             for k, (prompt, image) in enumerate(zip(self.prompts, self.images, strict=True)):
-                name = _file_name(k, prompt)
+                name = file_name(k, prompt)
                 image.save(partial / name)
-                rows.append({"file": name, "sha256": _digest(image), **asdict(prompt)})
+                rows.append({"file": name, "sha256": pixels_digest(image), **asdict(prompt)})
             text = json.dumps({**self.manifest, "images": rows}, indent=1, ensure_ascii=False)
             (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
@@ -100,24 +110,67 @@ class Gallery:
         Raises:
             InputError: no manifest, a missing or unreadable image, or pixels that are not the manifest's.
         """
+        opened = cls.open(folder)
+        return cls(opened.prompts, tuple(opened.images), opened.manifest)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Gallery:
+        """A saved gallery whose images stay in their files until they are asked for: for thousands of them.
+
+        Raises:
+            InputError: no manifest, or a gallery that is not finished; for an image, when it is read, as `load` does.
+        """
         root = Path(folder)
+        if (root / PLAN).exists() and not (root / MANIFEST).exists():
+            raise InputError(f"{root} is an unfinished gallery: go on with the command that began it")
         try:
             manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
             rows = manifest.pop("images")
-        except (OSError, json.JSONDecodeError, KeyError) as error:
+            known = [(root / row["file"], row["sha256"]) for row in rows]
+            prompts = [Prompt(**{k: v for k, v in row.items() if k not in ("file", "sha256")}) for row in rows]
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{root} is no gallery: expected a readable {MANIFEST} ({error})") from error
-        prompts, images = [], []
-        for row in rows:
-            try:
-                with Image.open(root / row["file"]) as f:
-                    image = f.convert("RGB")
-            except OSError as error:
-                raise InputError(f"cannot read {root / row['file']} ({error}): draw the gallery again") from error
-            if _digest(image) != row["sha256"]:
-                raise InputError(f"{root / row['file']} is not the image of the manifest: draw the gallery again")
-            prompts.append(Prompt(**{k: v for k, v in row.items() if k not in ("file", "sha256")}))
-            images.append(image)
-        return cls(tuple(prompts), tuple(images), manifest)
+        return cls(tuple(prompts), Stored(tuple(known)), manifest)
+
+
+@dataclass(frozen=True)
+class Stored(Sequence[Image.Image]):
+    """Images in files, read when they are asked for.
+
+    Attributes:
+        files: path and, where it is known, SHA-256 of the pixels.
+    """
+
+    files: tuple[tuple[Path, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
+        if isinstance(index, slice):
+            return tuple(self[k] for k in range(*index.indices(len(self))))
+        path, digest = self.files[index]
+        image = read_image(path)
+        if digest and pixels_digest(image) != digest:
+            raise InputError(f"{path} is not the image of the manifest: draw the gallery again")
+        return image
+
+
+def read_image(path: Path) -> Image.Image:
+    """An RGB image.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        with Image.open(path) as f:
+            return f.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read {path} ({error}): draw the gallery again") from error
 
 
 def check_place(target: Path, force: bool) -> None:
@@ -147,31 +200,117 @@ def draw(
         for eraser in erasers:
             stack.enter_context(eraser.attached(backbone))
         bar = stack.enter_context(tqdm(total=len(prompts), desc=label, unit="image", leave=False))
+        noise = noises(backbone, prompts, how)
         for k in range(0, len(prompts), how.batch):
             part = prompts[k : k + how.batch]
             images += backbone.draw(
                 [p.text for p in part],
-                [p.seed for p in part],
+                noise[k : k + how.batch],
                 steps=how.steps,
                 guidance=how.guidance,
                 sampler=how.sampler,
                 batch=how.batch,
             )
             bar.update(len(part))
-    manifest = {
-        "model": backbone.name,
-        "erasers": [asdict(e.recipe) for e in erasers],
-        "sampling": asdict(how),
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+    manifest = {**record(backbone, erasers, how), "seconds": round(time.perf_counter() - start, 3)}
     return Gallery(tuple(prompts), tuple(images), manifest)
 
 
-def _file_name(k: int, p: Prompt) -> str:
+def noises(backbone: Backbone, prompts: Sequence[Prompt], how: Sampling) -> Sequence[int | torch.Generator]:
+    """What the noise of each prompt is drawn from: its seed, or its seed's generator, advanced by one latent for each
+    earlier prompt of that seed.
+    """
+    return [p.seed for p in prompts] if how.noise == "image" else _Advanced(backbone, prompts)
+
+
+class _Advanced(Sequence[int | torch.Generator]):
+    """Generators that stand where the earlier prompts of their seed have left them; made when asked for."""
+
+    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt]) -> None:
+        self._shape, self._dtype = (1, *backbone.latent_shape), backbone.dtype
+        self._places: list[tuple[int, int]] = []
+        self._at: dict[int, tuple[int, torch.Tensor]] = {}
+        seen: Counter[int] = Counter()
+        for p in prompts:
+            self._places.append((p.seed, seen[p.seed]))
+            seen[p.seed] += 1
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Generator: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int | torch.Generator]: ...
+    def __getitem__(self, index: int | slice) -> torch.Generator | list[int | torch.Generator]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        seed, place = self._places[index]
+        generator = torch.Generator("cpu").manual_seed(seed)
+        done, state = self._at.get(seed, (0, generator.get_state()))
+        if done > place:
+            done, state = 0, generator.get_state()
+        generator.set_state(state)
+        for _ in range(place - done):
+            torch.randn(self._shape, generator=generator, dtype=self._dtype)
+        self._at[seed] = place, generator.get_state()
+        return generator
+
+
+def record(backbone: Backbone, erasers: Sequence[Eraser], how: Sampling) -> dict[str, Any]:
+    """What images depend on beside their prompts, as a gallery's manifest tells it."""
+    with backbone.using(None):
+        weights: dict[str, Any] = {"denoiser": fingerprint(backbone.parameters("all"))}
+        weights["text"] = fingerprint(backbone.parameters("text-encoder"))
+    if isinstance(vae := getattr(backbone.pipe, "vae", None), torch.nn.Module):
+        weights["autoencoder"] = fingerprint(dict(vae.named_parameters()))
+    return {
+        "model": backbone.name,
+        "fingerprint": hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16],
+        "erasers": [{**asdict(e.recipe), "fingerprint": _payload_digest(e)} for e in erasers],
+        "sampling": asdict(how),
+        "precision": f"{str(backbone.dtype).removeprefix('torch.')} on {backbone.device.type}",
+    }
+
+
+def _tensors(value: object, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a payload, by its place; a number is a tensor too."""
+    if isinstance(value, torch.Tensor):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for k in sorted(value):
+            yield from _tensors(value[k], f"{place}/{k}")
+    elif isinstance(value, (tuple, list)):
+        for k, v in enumerate(value):
+            yield from _tensors(v, f"{place}/{k}")
+    elif is_dataclass(value):
+        for f in fields(value):
+            yield from _tensors(getattr(value, f.name), f"{place}/{f.name}")
+    elif isinstance(value, (int, float)):
+        yield place, torch.tensor(value)
+
+
+def _payload_digest(eraser: Eraser) -> str:
+    """A hash of every tensor of an eraser."""
+    found = hashlib.sha256()
+    for place, t in _tensors(eraser.payload):
+        found.update(f"{place}{t.dtype}{tuple(t.shape)}".encode())
+        found.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def size(payload: Payload) -> int:
+    """Bytes of an eraser's numbers: what it takes to store it, but for names and record."""
+    return sum(t.nbytes for _, t in _tensors(payload) if t.ndim)
+
+
+def file_name(k: int, p: Prompt) -> str:
+    """`0007_moon_ink_seed188.png`."""
     words = [w for w in (p.object, p.style) if w] or [p.concept or "prompt"]
     plain = ["".join(c if c.isascii() and c.isalnum() else "-" for c in w) for w in words]
     return f"{k:04d}_{'_'.join(plain)}_seed{p.seed}.png"
 
 
-def _digest(image: Image.Image) -> str:
+def pixels_digest(image: Image.Image) -> str:
+    """SHA-256 of an image's pixels."""
     return hashlib.sha256(image.tobytes()).hexdigest()

@@ -20,7 +20,8 @@ class Score:
         value: the figure, in `unit`.
         n: images it rests on.
         low, high: 95 % interval of the value.
-        control: the same figure of the unerased model on the same prompts and seeds.
+        control: the same figure of the unerased model on the same prompts and seeds; NaN (null in JSON) where its
+            images were not given.
         change: value - control, with its paired 95 % interval `change_low`, `change_high`.
         unit: "%".
         details: whatever else helps to read it.
@@ -39,7 +40,11 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, rounded to 4 decimals."""
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+        def plain(v: object) -> object:
+            return v if not isinstance(v, float) else None if math.isnan(v) else round(v, 4)
+
+        return {k: plain(v) for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,25 @@ def clustered(differences: Sequence[float], clusters: Sequence[Hashable], draws:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def share(hits: Sequence[bool], control: Sequence[bool], clusters: Sequence[Hashable], **details: Any) -> Score:  # noqa: ANN401
-    """The share of images that are hits, in percent, beside the unerased control's on the same prompts and seeds.
+def share(
+    hits: Sequence[bool],
+    control: Sequence[bool] | None,
+    clusters: Sequence[Hashable],
+    **details: Any,  # noqa: ANN401
+) -> Score:
+    """The share of images that are hits, in percent, beside the unerased control's on the same prompts and seeds, if
+    there is one.
 
     Raises:
         ValueError: no images, or the three lists differ in length.
     """
-    if not (len(hits) == len(control) == len(clusters)):
-        raise ValueError(f"expected paired lists, got {len(hits)}, {len(control)} and {len(clusters)}")
+    paired = hits if control is None else control
+    if not (len(hits) == len(paired) == len(clusters)):
+        raise ValueError(f"expected paired lists, got {len(hits)}, {len(paired)} and {len(clusters)}")
     low, high = wilson(sum(hits), len(hits))
+    if control is None:
+        nan, value = math.nan, 100 * sum(hits) / len(hits)
+        return Score(value, len(hits), 100 * low, 100 * high, nan, nan, nan, nan, details=details)
     value, base = 100 * sum(hits) / len(hits), 100 * sum(control) / len(control)
     change = clustered([100.0 * a - 100.0 * b for a, b in zip(hits, control, strict=True)], clusters)
     return Score(value, len(hits), 100 * low, 100 * high, base, value - base, *change, details=details)

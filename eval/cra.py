@@ -13,8 +13,15 @@ from ._score import NotApplicable, Score
 class CRA:
     """CRA(X) = mean acc over the other domain (UnlearnCanvas, arXiv 2402.11846), in percent.
 
-    Prompts that ask for X are left out, as in the paper.
+    Attributes:
+        targets: count prompts that ask for X too, as the published script does; the paper leaves them out.
+        photo: count UnlearnCanvas' photographs as a style, as the published script does (51 styles, not 50).
+
+    The details of the score name the convention and give the value by the others.
     """
+
+    targets: bool = False
+    photo: bool = True
 
     higher_is_better: ClassVar[bool] = True
     about: ClassVar[str] = (
@@ -23,6 +30,4 @@ class CRA:
 
     def score(self, case: Case) -> Score | NotApplicable:
         """In percent, beside the unerased control."""
-        return case.accuracy(
-            case.other_domain, case.others(), case.other_domain, "no grid prompt leaves the concept out"
-        )
+        return case.retained(case.other_domain, targets=self.targets, photo=self.photo)

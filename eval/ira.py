@@ -13,8 +13,13 @@ from ._score import NotApplicable, Score
 class IRA:
     """IRA(X) = mean acc over the other concepts of X's domain (UnlearnCanvas, arXiv 2402.11846), in percent.
 
-    Prompts that ask for X are left out, as in the paper.
+    Attributes:
+        photo: count UnlearnCanvas' photographs as a style, as the published script does (50 styles stay, not 49).
+
+    The details of the score name the convention and give the value by the others.
     """
+
+    photo: bool = True
 
     higher_is_better: ClassVar[bool] = True
     about: ClassVar[str] = (
@@ -23,4 +28,4 @@ class IRA:
 
     def score(self, case: Case) -> Score | NotApplicable:
         """In percent, beside the unerased control."""
-        return case.accuracy(case.domain, case.others(), case.domain, "no grid prompt leaves the concept out")
+        return case.retained(case.domain, photo=self.photo)

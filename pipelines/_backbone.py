@@ -267,12 +267,12 @@ class Backbone(Protocol):
     def draw(
         self,
         prompts: Sequence[str],
-        seeds: Sequence[int],
+        seeds: Sequence[int | torch.Generator],
         *,
         steps: int = 25,
         guidance: float = 7.5,
         sampler: str | None = None,
         batch: int = 8,
     ) -> list[Image.Image]:
-        """Images, by the stock pipeline itself, one CPU generator per seed."""
+        """Images, by the stock pipeline itself, one CPU generator per seed; a generator stands for itself."""
         ...

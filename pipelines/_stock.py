@@ -301,7 +301,7 @@ class StockBackbone:
     def draw(
         self,
         prompts: Sequence[str],
-        seeds: Sequence[int],
+        seeds: Sequence[int | torch.Generator],
         *,
         steps: int = 25,
         guidance: float = 7.5,
@@ -315,7 +315,7 @@ class StockBackbone:
         images: list[list[Image.Image]] = []
         with self._sampler(sampler), self._recalling():
             for part in parts:
-                noise = [torch.Generator("cpu").manual_seed(seeds[k]) for k in part]
+                noise = [_generator(seeds[k]) for k in part]
                 images.append(
                     self.pipe(
                         prompt=[prompts[k] for k in part],
@@ -417,6 +417,11 @@ class StockBackbone:
 
     def uncover(self, label: str) -> None:
         uncover(self.denoiser, self.parameters("all"), label)
+
+
+def _generator(seed: int | torch.Generator) -> torch.Generator:
+    """A CPU generator of that seed; a generator is taken as it stands."""
+    return seed if isinstance(seed, torch.Generator) else torch.Generator("cpu").manual_seed(seed)
 
 
 def _base(module: nn.Module) -> nn.Module:

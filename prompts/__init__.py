@@ -1,21 +1,27 @@
 """Concepts, prompts and the words of the Canvas world. Standard library only."""
 
-from . import canvas
+from . import canvas, unlearncanvas
 from ._errors import InputError, unknown
 from .concept import Concept, Kind
-from .sets import SEEDS, SETS, Prompt, canvas_grid, canvas_plan, load, paraphrase, save
+from .prompt import SEEDS, Prompt
+from .sets import SETS, canvas_grid, canvas_plan, load, paraphrase, save
 from .templates import BOTH, CONTEXTS, EVERYDAY, fill
+from .world import CANVAS, UNLEARN_CANVAS, WORLDS, World, world
 
 __all__ = [
     "BOTH",
+    "CANVAS",
     "CONTEXTS",
     "EVERYDAY",
     "SEEDS",
     "SETS",
+    "UNLEARN_CANVAS",
+    "WORLDS",
     "Concept",
     "InputError",
     "Kind",
     "Prompt",
+    "World",
     "canvas",
     "canvas_grid",
     "canvas_plan",
@@ -24,4 +30,6 @@ __all__ = [
     "paraphrase",
     "save",
     "unknown",
+    "unlearncanvas",
+    "world",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -13,37 +13,15 @@ from pathlib import Path
 from . import canvas
 from ._errors import InputError, unknown
 from .concept import Concept
-from .templates import EVERYDAY, HELD_OUT, REQUESTS, fill
-
-SEEDS: tuple[int, ...] = (188, 288, 588, 688, 888)
-"""UnlearnCanvas' five seeds (arXiv 2402.11846)."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One image to draw.
-
-    Attributes:
-        text: what is asked for; may be empty.
-        seed: of the starting noise; the same seed gives the same noise for every model and eraser.
-        concept: what the prompt is about, in one word ("moon"); "" when it does not matter.
-        object: the object an object judge should see, "" if none is asked for.
-        style: likewise the style.
-        role: why the prompt is in its set: "grid", "synonym", "held-out", "paraphrase" or your own word.
-    """
-
-    text: str
-    seed: int = 0
-    concept: str = ""
-    object: str = ""
-    style: str = ""
-    role: str = ""
+from .prompt import SEEDS, Prompt
+from .templates import EVERYDAY, REQUESTS, fill
+from .world import CANVAS, UNLEARN_CANVAS, world
 
 
 def canvas_grid(seeds: Sequence[int] = SEEDS) -> list[Prompt]:
     """Every object in every style in UnlearnCanvas' layout and sentence, seeds innermost: 12 x 10 x len(seeds)."""
     cells = product(canvas.STYLES, canvas.OBJECTS, seeds)
-    return [_cell(o.name, s.name, seed) for s, o, seed in cells]
+    return [CANVAS.cell(o.name, s.name, seed) for s, o, seed in cells]
 
 
 def canvas_plan(concept: Concept, seeds: Sequence[int] = SEEDS) -> list[Prompt]:
@@ -54,25 +32,7 @@ def canvas_plan(concept: Concept, seeds: Sequence[int] = SEEDS) -> list[Prompt]:
     Raises:
         InputError: the concept is not of the Canvas world.
     """
-    known = canvas.find(concept.name)
-    plan: list[Prompt] = []
-    for n, (s, o) in enumerate(product(canvas.STYLES, canvas.OBJECTS)):
-        hit = known in (o, s)
-        plan += [_cell(o.name, s.name, seed) for seed in (seeds if hit else [seeds[n % len(seeds)]])]
-        if not hit:
-            continue
-        seed = seeds[n % len(seeds)]
-        for synonym in known.synonyms:
-            words = (synonym, s.name) if known == o else (o.name, synonym)
-            plan.append(Prompt(canvas.caption(*words), seed, known.name, o.name, s.name, "synonym"))
-        for template in HELD_OUT:
-            text = fill(template, object=o.name, style=s.name)
-            plan.append(Prompt(text, seed, known.name, o.name, s.name, "held-out"))
-    return plan
-
-
-def _cell(object_name: str, style_name: str, seed: int) -> Prompt:
-    return Prompt(canvas.caption(object_name, style_name), seed, object_name, object_name, style_name, "grid")
+    return CANVAS.plan(concept, seeds)
 
 
 def paraphrase(concept: Concept, seed: int = 0) -> list[Prompt]:
@@ -87,6 +47,10 @@ def paraphrase(concept: Concept, seed: int = 0) -> list[Prompt]:
 
 SETS: dict[str, tuple[str, Callable[[], list[Prompt]]]] = {
     "canvas": ("every Canvas object in every style, five seeds (600 prompts)", canvas_grid),
+    "unlearncanvas": (
+        "UnlearnCanvas' answer set: 51 themes x 20 objects x 5 seeds (5100 prompts)",
+        UNLEARN_CANVAS.answers,
+    ),
     "canvas-1": ("every Canvas object in every style, one seed (120 prompts)", lambda: canvas_grid(SEEDS[:1])),
     "everyday": (
         f"what people ask any model for ({len(EVERYDAY)} prompts)",
@@ -95,7 +59,8 @@ SETS: dict[str, tuple[str, Callable[[], list[Prompt]]]] = {
     "canvas-demo": (
         "twelve Canvas objects, a style each (12 prompts)",
         lambda: [
-            _cell(o.name, canvas.STYLES[k % len(canvas.STYLES)].name, SEEDS[0]) for k, o in enumerate(canvas.OBJECTS)
+            CANVAS.cell(o.name, canvas.STYLES[k % len(canvas.STYLES)].name, SEEDS[0])
+            for k, o in enumerate(canvas.OBJECTS)
         ],
     ),
     **{
@@ -107,7 +72,8 @@ SETS: dict[str, tuple[str, Callable[[], list[Prompt]]]] = {
 
 
 def load(source: str | os.PathLike[str]) -> list[Prompt]:
-    """A named set (`SETS`), or a CSV file with a `text` column and, as wanted, the other columns of `Prompt`.
+    """A named set (`SETS`), the plan that scores one concept ("plan:canvas:moon"), or a CSV file with a `text` column
+    and, as wanted, the other columns of `Prompt`.
 
     Raises:
         InputError: no such set or file, no `text` column, an unknown column, a seed that is no whole number, no rows.
@@ -115,6 +81,9 @@ def load(source: str | os.PathLike[str]) -> list[Prompt]:
     name = os.fspath(source)
     if name in SETS:
         return SETS[name][1]()
+    if name.startswith("plan:"):
+        _, place, concept = [*name.split(":", 2), ""][:3]
+        return world(place).plan(world(place).find(concept))
     path = Path(name)
     if not path.exists():
         raise unknown("prompt set or CSV file", name, SETS)

@@ -446,6 +446,9 @@ def main(argv: list[str] | None = None) -> None:
     note("clip zero-shot, held-out drawings", lambda: zero_shot(clip, tok, held_out))
     if args.out:
         ship(args.out, pipe, flow_pipe, clip, tok, judges)
+        for kind, right in zip(("object", "style"), report["judges, held-out drawings"], strict=True):
+            seen = {"value": round(100 * right, 2), "n": len(x)}
+            write_json(args.out / f"judge-{kind}/judge.json", {"kind": kind, "accuracy on real images": seen})
 
 
 def ship(

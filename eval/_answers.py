@@ -1,0 +1,191 @@
+"""Answer sets made elsewhere: folders of images named as UnlearnCanvas names them, scored like our own."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..erase import PICTURE_KINDS
+from ..prompts import Concept, InputError, Prompt, World
+from ._evaluate import Report, judged, mean
+from ._evaluator import Case, find
+from ._gallery import MANIFEST, Gallery, Stored
+from ._judge import Judges, Verdict
+from ._score import NotApplicable, Score, share
+
+SUFFIXES = (".jpg", ".png")
+JUDGED = ("ua", "ira", "cra", "in_prompt", "neighbours", "synonym_ua", "held_out_ua")
+"""The evaluators that rest on the judges alone."""
+
+NONE = Gallery((), (), {})
+"""In the place of a control that was not given: nothing that compares images takes it for one."""
+
+
+def answers(folder: str | os.PathLike[str], world: World, seeds: Sequence[int] | None = None) -> Gallery:
+    """An answer set: `{style}_{object}_seed{seed}.jpg` (or .png) for every cell of the world's grid and every seed, and
+    no other image. Images are read when they are asked for.
+
+    Raises:
+        InputError: no folder, images missing, images under other names, or both suffixes at once.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"no such answer set: {root}; expected a folder of {world.file(world.answers()[0])} ...")
+    prompts = world.answers(seeds)
+    found = {p.name for p in root.iterdir() if p.suffix.lower() in PICTURE_KINDS and not p.name.startswith(".")}
+    if not found:
+        raise InputError(f"{root} is empty: expected {len(prompts)} images such as {world.file(prompts[0])}")
+    count = {s: sum(world.file(p, s) in found for p in prompts) for s in SUFFIXES}
+    suffix = max(count, key=lambda s: count[s])
+    names = [world.file(p, suffix) for p in prompts]
+    missing = [n for n in names if n not in found]
+    strangers = sorted(found - set(names))
+    if missing:
+        also = f"; {len(strangers)} images have other names, such as {strangers[0]}" if strangers else ""
+        raise InputError(
+            f"{root} lacks {len(missing)} of {len(names)} images, such as {missing[0]}{also}: nothing is scored until "
+            "the answer set is whole"
+        )
+    if strangers:
+        raise InputError(
+            f"{root} holds {len(strangers)} images that are no answers, such as {strangers[0]}: take them away, or "
+            "name the seeds that were drawn"
+        )
+    files = tuple((root / n, "") for n in names)
+    return Gallery(tuple(prompts), Stored(files), {"answers": root.name, "manifest": (root / MANIFEST).exists()})
+
+
+def look_through(gallery: Gallery, judges: Judges) -> tuple[Verdict, tuple[int, int]]:
+    """What the judges see in an answer set, and the size of its images.
+
+    Raises:
+        InputError: an unreadable image, or images of several sizes.
+    """
+    sizes: Counter[tuple[int, int]] = Counter()
+
+    class Watched(Stored):
+        """Notes the size of each image on its way to the judges."""
+
+        def __getitem__(self, index: Any) -> Any:  # noqa: ANN401
+            found = super().__getitem__(index)
+            if not isinstance(index, slice):
+                sizes[found.size] += 1
+            return found
+
+    seen = judges.look(Watched(gallery.images.files) if isinstance(gallery.images, Stored) else gallery.images)
+    if len(sizes) > 1:
+        raise InputError(f"the answer set has images of several sizes, {dict(sizes)}: draw them alike")
+    return seen, next(iter(sizes), gallery.images[0].size)
+
+
+def score_answers(
+    folder: str | os.PathLike[str],
+    judges: Judges,
+    *,
+    concepts: Sequence[str],
+    control: str | os.PathLike[str] | None = None,
+    only: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Report:
+    """Score an answer set made elsewhere for the concepts that its model was to forget.
+
+    Args:
+        folder: see `answers`.
+        judges: of the world whose protocol was followed.
+        concepts: names; "Van Gogh x Dogs" is the combination of a style and an object.
+        control: the answer set of the unerased model.
+        only: names of evaluators; by default those that rest on the judges alone.
+        seeds: that were drawn; by default the protocol's. Fewer are said in the settings.
+
+    Raises:
+        InputError: no or unknown concepts, an unknown evaluator, an answer set that is not whole, sets of different
+            sizes.
+    """
+    world = judges.world
+    if not concepts:
+        raise InputError("name what was erased with --concept, for example --concept 'Van Gogh'")
+    tools = {n: find(n)() for n in (only or JUDGED)}
+    pairs = [tuple(world.find(part) for part in name.split(" x ")) for name in concepts]
+    for name, pair in zip(concepts, pairs, strict=True):
+        if len(pair) > 2 or (len(pair) == 2 and len({world.domain(c.name) for c in pair}) != 2):
+            raise InputError(f"expected a concept, or a style and an object like 'Van Gogh x Dogs', got {name!r}")
+    mine = answers(folder, world, seeds)
+    other = None if control is None else answers(control, world, seeds)
+    seen, side = look_through(mine, judges)
+    seen_base = None
+    if other is not None:
+        seen_base, other_side = look_through(other, judges)
+        if side != other_side:
+            raise InputError(f"the answer set's images are {side}, the control's {other_side}: draw them alike")
+    single = [pair[0] for pair in pairs if len(pair) == 1]
+    erased = frozenset(c.name for c in single)
+    base = NONE if other is None else other
+    by_concept: dict[str, dict[str, Score | NotApplicable]] = {}
+    for name, pair in zip(concepts, pairs, strict=True):
+        if len(pair) == 1:
+            case = Case(pair[0], erased, mine, base, seen, seen_base, world)
+            by_concept[pair[0].name] = {n: t.score(case) for n, t in tools.items()}
+        else:
+            case = Case(pair[0], frozenset(), mine, base, seen, seen_base, world)
+            by_concept[name] = dict(combination(case, pair))
+    names = dict.fromkeys(n for s in by_concept.values() for n in s)
+    means = {n: mean([s[n] for s in by_concept.values() if n in s]) for n in names}
+    drawn = tuple(dict.fromkeys(p.seed for p in mine.prompts))
+    settings = {
+        "answers": str(folder),
+        "control": "none given" if control is None else str(control),
+        "concepts": list(by_concept),
+        "images": len(mine.prompts),
+        "protocol": {
+            "world": world.name,
+            "seeds": list(drawn),
+            "whole": drawn == world.seeds and (not world.side or side == (world.side, world.side)),
+            "pixels": list(side),
+        },
+        **judged(judges, mine.prompts, seen_base),
+    }
+    return Report(means, by_concept, settings, mine.prompts, seen, seen_base)
+
+
+def combination(case: Case, pair: Sequence[Concept]) -> dict[str, Score | NotApplicable]:
+    """Scores of an erased combination of a style and an object (UnlearnCanvas' finer-scale unlearning): in percent,
+
+    - `combination_ua`: images that ask for both in which the judges do not see both;
+    - `style_consistency`: style accuracy on the style with other objects;
+    - `object_consistency`: object accuracy on the object in other styles;
+    - `unrelated`: both judges right on images that ask for neither.
+    """
+    names = {case.world.domain(c.name): c.name for c in pair}
+    rows: dict[str, list[int]] = {"both": [], "style": [], "object": [], "neither": []}
+    for k, p in enumerate(case.gallery.prompts):
+        if p.role == "grid":
+            hit = p.object == names["object"], p.style == names["style"]
+            rows[{(True, True): "both", (True, False): "object", (False, True): "style"}.get(hit, "neither")].append(k)
+
+    def both(seen: Verdict, prompts: Sequence[Prompt], k: int) -> bool:
+        return (seen.objects[k], seen.styles[k]) == (prompts[k].object, prompts[k].style)
+
+    def joint(which: str, want: bool) -> Score | NotApplicable:
+        if not rows[which]:
+            return NotApplicable("no grid prompt asks for it")
+        prompts = case.gallery.prompts
+        hits = [both(case.seen, prompts, k) == want for k in rows[which]]
+        base = case.seen_control
+        control = None if base is None else [both(base, prompts, k) == want for k in rows[which]]
+        return share(hits, control, [(prompts[k].object, prompts[k].style) for k in rows[which]])
+
+    def one(domain: str, cluster: str) -> Score | NotApplicable:
+        return case.accuracy(domain, rows[domain], cluster, "no grid prompt asks for it")
+
+    out = {
+        "combination_ua": joint("both", False),
+        "style_consistency": one("style", "object"),
+        "object_consistency": one("object", "style"),
+        "unrelated": joint("neither", True),
+    }
+    pairing = {"combination": f"{names['style']} x {names['object']}"}
+    return {k: replace(v, details={**v.details, **pairing}) if isinstance(v, Score) else v for k, v in out.items()}
