@@ -2,14 +2,16 @@
 name.
 """
 
+from ._compare import IMAGE_METRICS, compare
 from ._evaluate import Control, Report, evaluate, mean
-from ._evaluator import Case, Evaluator, evaluators, find
+from ._evaluator import Case, Evaluator, choose, evaluators, find
 from ._gallery import Gallery, Sampling, check_place, draw, sampling
 from ._grid import grid, save_image
 from ._judge import Judges, Verdict, judges
 from ._score import NotApplicable, Score
 
 __all__ = [
+    "IMAGE_METRICS",
     "Case",
     "Control",
     "Evaluator",
@@ -21,6 +23,8 @@ __all__ = [
     "Score",
     "Verdict",
     "check_place",
+    "choose",
+    "compare",
     "draw",
     "evaluate",
     "evaluators",

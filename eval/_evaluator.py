@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ..prompts import Concept, Prompt, canvas, unknown
+from ..prompts import Concept, InputError, Prompt, canvas, unknown
 from ._gallery import Gallery
 from ._judge import Verdict
 from ._score import NotApplicable, Score, share
+
+GRID = ("grid", "")
+"""Roles of ordinary prompts; those in a CSV without a column `role` have none."""
+
+NO_JUDGE = "no judge looked at these images"
 
 
 @dataclass(frozen=True)
@@ -23,20 +28,27 @@ class Case:
         concept: what was erased and is being scored.
         erased: names of all concepts the eraser removes; prompts with another erased one count for nobody.
         gallery, control: images with and without the eraser.
-        seen, seen_control: what the judges saw in them.
+        seen, seen_control: what the judges saw in them; None where no judge knows this world.
     """
 
     concept: Concept
     erased: frozenset[str]
     gallery: Gallery
     control: Gallery
-    seen: Verdict
-    seen_control: Verdict
+    seen: Verdict | None = None
+    seen_control: Verdict | None = None
+
+    @property
+    def world(self) -> str:
+        """Either "canvas", where all grid prompts are of the Canvas world, or ""."""
+        words = {(p.object, p.style) for p in self.gallery.prompts if p.role in GRID}
+        return "canvas" if words and all(w in canvas.CONCEPTS for cell in words for w in cell) else ""
 
     @property
     def domain(self) -> str:
         """Either "object" or "style"."""
-        return "object" if self.concept.name in {o.name for o in canvas.OBJECTS} else "style"
+        known = canvas.CONCEPTS.get(self.concept.name, self.concept)
+        return "style" if known.kind == "style" else "object"
 
     @property
     def other_domain(self) -> str:
@@ -45,20 +57,22 @@ class Case:
 
     def targets(self, role: str = "grid") -> list[int]:
         """Images whose prompt asks for the concept, in one role ("grid", "synonym", "held-out")."""
-        return [k for k, p in enumerate(self.gallery.prompts) if p.role == role and self._asks(p)]
+        roles = GRID if role == "grid" else (role,)
+        return [k for k, p in enumerate(self.gallery.prompts) if p.role in roles and self._asks(p)]
 
     def others(self) -> list[int]:
         """Grid images whose prompt asks for no erased concept."""
-        rows = enumerate(self.gallery.prompts)
-        return [k for k, p in rows if p.role == "grid" and not {p.object, p.style} & self.erased]
+        return [k for k, p in enumerate(self.gallery.prompts) if p.role in GRID and not _named(p) & self.erased]
 
     def _asks(self, p: Prompt) -> bool:
-        return self.concept.name in (p.object, p.style) and len({p.object, p.style} & self.erased) == 1
+        return _named(p) & self.erased == {self.concept.name}
 
     def correct(self, domain: str, rows: list[int]) -> tuple[list[bool], list[bool]]:
         """Whether the judge of a domain sees what each prompt asked for: with the eraser, and without."""
 
-        def hits(seen: Verdict) -> list[bool]:
+        def hits(seen: Verdict | None) -> list[bool]:
+            if seen is None:
+                raise ValueError("no judge looked at these images")
             names = seen.objects if domain == "object" else seen.styles
             return [names[k] == getattr(self.gallery.prompts[k], domain) for k in rows]
 
@@ -66,15 +80,15 @@ class Case:
 
     def accuracy(self, domain: str, rows: list[int], cluster: str, why_not: str) -> Score | NotApplicable:
         """Judge accuracy on some images, clustered by what their prompts ask for in `cluster`."""
-        if not rows:
-            return NotApplicable(why_not)
+        if not rows or self.seen is None:
+            return NotApplicable(why_not if self.seen else NO_JUDGE)
         return share(*self.correct(domain, rows), [getattr(self.gallery.prompts[k], cluster) for k in rows])
 
     def forgotten(self, role: str, why_not: str) -> Score | NotApplicable:
         """1 - judge accuracy for the concept on prompts that ask for it, clustered by the other domain."""
         rows = self.targets(role)
-        if not rows:
-            return NotApplicable(why_not)
+        if not rows or self.seen is None:
+            return NotApplicable(why_not if self.seen else NO_JUDGE)
         hits, control = self.correct(self.domain, rows)
         clusters = [getattr(self.gallery.prompts[k], self.other_domain) for k in rows]
         names = self.seen.objects if self.domain == "object" else self.seen.styles
@@ -83,9 +97,17 @@ class Case:
         return share([not h for h in hits], [not h for h in control], clusters, drawn_instead=most)
 
 
+def _named(p: Prompt) -> set[str]:
+    """Every concept that a prompt asks for; sets of one's own name it in the column `concept`."""
+    return {p.concept, p.object, p.style} - {""}
+
+
 @runtime_checkable
 class Evaluator(Protocol):
-    """A frozen dataclass of its own settings that turns a case into a score."""
+    """A frozen dataclass of its own settings that turns a case into a score.
+
+    A class with `default: ClassVar[bool] = False` runs only when it is asked for by name: it is slow, or needs weights.
+    """
 
     higher_is_better: ClassVar[bool]
     about: ClassVar[str]
@@ -95,19 +117,71 @@ class Evaluator(Protocol):
         ...
 
 
-def evaluators() -> list[str]:
-    """The names of the evaluators in this folder: every file without a leading underscore."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_"))
+def evaluators(*, unasked: bool = False) -> list[str]:
+    """The names of the evaluators in this folder: every file without a leading underscore.
+
+    Args:
+        unasked: only those that run where nobody names any.
+    """
+    names = sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_"))
+    return [n for n in names if getattr(find(n), "default", True)] if unasked else names
 
 
-def find(name: str) -> Callable[[], Evaluator]:
-    """The evaluator class of that name.
+def find(name: str) -> Callable[..., Evaluator]:
+    """The evaluator class of that name, or of "my_lab.my_score:Score" for one of your own.
 
     Raises:
         InputError: no such evaluator.
     """
-    if name not in evaluators():
-        raise unknown("evaluator", name, evaluators())
-    module = importlib.import_module(f"{__package__}.{name}")
-    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-    return next(c for c in own if hasattr(c, "score"))
+    if ":" in name:
+        try:
+            module_name, _, class_name = name.partition(":")
+            own = [getattr(importlib.import_module(module_name), class_name)]
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InputError(f"cannot import evaluator {name!r}: {error}; expected 'package.module:Class'") from error
+    else:
+        if name not in evaluators():
+            raise unknown("evaluator", name, evaluators())
+        module = importlib.import_module(f"{__package__}.{name}")
+        own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    found = next((c for c in own if hasattr(c, "score")), None)
+    if found is None:
+        raise InputError(f"{name} is no evaluator: expected a class with score(case)")
+    return found  # type: ignore[no-any-return]
+
+
+def choose(names: Sequence[str] | None = None, settings: Sequence[str] = ()) -> dict[str, Evaluator]:
+    """Evaluators by name, ready to score.
+
+    Args:
+        names: which; by default those that run unasked.
+        settings: "EVALUATOR.SETTING=VALUE", such as "fid.reference=photos".
+
+    Raises:
+        InputError: an unknown evaluator or setting, a setting of an evaluator that does not run, or a bad value.
+    """
+    chosen = list(dict.fromkeys(names if names is not None else evaluators(unasked=True)))
+    given: dict[str, dict[str, Any]] = {n: {} for n in chosen}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        name, dot, setting = key.strip().rpartition(".")
+        if not equals or not dot:
+            raise InputError(f"expected EVALUATOR.SETTING=VALUE, such as fid.reference=photos; got {text!r}")
+        if name not in given:
+            raise unknown("evaluator among those that run", name, chosen)
+        kinds = {f.name: type(f.default) for f in fields(find(name))}  # type: ignore[arg-type]
+        if setting not in kinds:
+            raise unknown(f"setting of {name}", setting, kinds)
+        given[name][setting] = _read(value.strip(), kinds[setting], key)
+    return {n: find(n)(**given[n]) for n in chosen}
+
+
+def _read(value: str, kind: type, key: str) -> Any:  # noqa: ANN401
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise InputError(f"{key}: expected true or false, got {value!r}")
+        return value.lower() == "true"
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise InputError(f"{key}: expected a {kind.__name__}, got {value!r}") from error

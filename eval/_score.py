@@ -22,7 +22,7 @@ class Score:
         low, high: 95 % interval of the value.
         control: the same figure of the unerased model on the same prompts and seeds.
         change: value - control, with its paired 95 % interval `change_low`, `change_high`.
-        unit: "%".
+        unit: "%", a factor such as "x1000", or "" for a plain number.
         details: whatever else helps to read it.
     """
 
