@@ -1,4 +1,4 @@
-"""`erasers`: erase, draw, grid, evaluate, export, inspect, list. Heavy imports wait inside the commands."""
+"""`erasers`: erase, draw, grid, evaluate, compare, export, inspect, list. Heavy imports wait inside the commands."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ StepsOption = Annotated[int | None, typer.Option(help="Sampler steps. Default: w
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale, 1 is off. Default: what suits the model.")]
 ErasersOption = Annotated[
     list[str] | None, typer.Option("--eraser", "-e", help="Eraser folder, file or Hub id; repeat for several.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of an evaluator, such as fid.reference=FOLDER; repeat for several."),
 ]
 PromptsOption = Annotated[
     str | None, typer.Option("--prompts", "-p", help="Named set (`erasers list prompts`) or a CSV with a text column.")
@@ -238,8 +242,10 @@ def evaluate(
     model: ModelOption = "canvas-sd",
     eraser: ErasersOption = None,
     only: Annotated[
-        str | None, typer.Option(help="Evaluators to run, with commas (see `erasers list evaluators`). Default: all.")
+        str | None,
+        typer.Option(help="Evaluators, with commas (`erasers list evaluators`). Default: all quick ones."),
     ] = None,
+    settings: SetOption = None,
     keep: Annotated[Path | None, typer.Option(help="Folder in which to keep both galleries.")] = None,
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
     steps: StepsOption = None,
@@ -253,13 +259,10 @@ def evaluate(
     if not eraser:
         raise InputError("no eraser given: name at least one with --eraser FOLDER")
     from ..erase import check_target
-    from ..eval import Control
+    from ..eval import Control, choose
     from ..eval import evaluate as run
-    from ..eval import find as find_evaluator
 
-    names = [n.strip() for n in only.split(",") if n.strip()] if only else None
-    for name in names or ():
-        find_evaluator(name)
+    tools = choose(_names(only), settings or ())
     if out_file is not None:
         check_target(out_file, force)
     loaded = _erasers(eraser)
@@ -269,7 +272,7 @@ def evaluate(
     report = run(
         loaded,
         backbone,
-        only=names,
+        only=tools,
         control=Control(backbone, _sampling(backbone, steps, guidance)),
         keep=keep,
         force=force,
@@ -280,17 +283,31 @@ def evaluate(
     if as_json:
         print(text)
         return
-    table = Table(title=f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}, percent")
-    for column in ("score", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
-        table.add_column(column, justify="left" if column == "score" else "right")
-    for name, s in report.scores.items():
-        if "reason" in (row := s.to_json()):
-            table.add_row(name, "-", row["reason"], "", "", "")
-            continue
-        change = f"{row['change']:+.1f} ({row['change_low']:+.1f} .. {row['change_high']:+.1f})"
-        interval = f"{row['low']:.1f} .. {row['high']:.1f}"
-        table.add_row(name, f"{row['value']:.1f}", interval, str(row["n"]), f"{row['control']:.1f}", change)
-    out.print(table)
+    _print_scores(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
+
+
+def compare(
+    erased: Annotated[Path, typer.Argument(help="Gallery drawn with the eraser: OUT/erased of `erasers draw`.")],
+    original: Annotated[Path, typer.Argument(help="Gallery of the same prompts and seeds without it: OUT/original.")],
+    concept: Annotated[
+        str, typer.Option(help="What was erased, as the prompts' `concept` column names it. Default: the manifest's.")
+    ] = "",
+    only: Annotated[
+        str | None, typer.Option(help="Evaluators, with commas. Default: lpips, clip_score and drift.")
+    ] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score two galleries that are there already: any pipeline, any prompts, no judge needed."""
+    from ..eval import IMAGE_METRICS, Gallery, choose
+    from ..eval import compare as run
+
+    tools = choose(_names(only) or IMAGE_METRICS, settings or ())
+    scores = run(Gallery.load(erased), Gallery.load(original), concept, only=tools)
+    if as_json:
+        print(json.dumps({k: v.to_json() for k, v in scores.items()}, indent=1, ensure_ascii=False))
+        return
+    _print_scores(f"{erased} beside {original}", scores)
 
 
 def export(
@@ -388,7 +405,8 @@ def list_(
     for column in rows[0]:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in row.values()))
+        cells = (", ".join(v) if isinstance(v, dict) else v for v in row.values())
+        table.add_row(*(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in cells))
     out.print(table)
 
 
@@ -410,12 +428,22 @@ def _list_methods() -> list[dict[str, Any]]:
 
 
 def _list_evaluators() -> list[dict[str, Any]]:
+    from dataclasses import fields
+
     from ..eval import evaluators
     from ..eval import find as find_evaluator
 
+    unasked = evaluators(unasked=True)
     return [
-        {"id": n, "higher_is_better": find_evaluator(n)().higher_is_better, "description": find_evaluator(n)().about}
+        {
+            "id": n,
+            "higher_is_better": tool.higher_is_better,
+            "default": n in unasked,
+            "settings": {f.name: f.metadata.get("help", "") for f in fields(tool)},  # type: ignore[arg-type]
+            "description": tool.about,
+        }
         for n in evaluators()
+        if (tool := find_evaluator(n)())
     ]
 
 
@@ -461,6 +489,28 @@ def _sampling(backbone: Backbone, steps: int | None, guidance: float | None) -> 
 
 def _say(message: str) -> None:
     out.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _names(words: str | None) -> list[str] | None:
+    return [w.strip() for w in words.split(",") if w.strip()] if words else None
+
+
+def _print_scores(title: str, scores: dict[str, Any]) -> None:
+    table = Table(title=title)
+    for column in ("score", "unit", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, s in scores.items():
+        if "reason" in (row := s.to_json()):
+            table.add_row(name, "", "-", row["reason"], "", "", "")
+            continue
+        digits = 1 if row["unit"] == "%" else 3
+        value, low, high, base = (f"{row[k]:.{digits}f}" for k in ("value", "low", "high", "control"))
+        change, down, up = (f"{row[k]:+.{digits}f}" for k in ("change", "change_low", "change_high"))
+        table.add_row(name, row["unit"], value, f"{low} .. {high}", str(row["n"]), base, f"{change} ({down} .. {up})")
+    out.print(table)
+    for name, s in scores.items():
+        if note := getattr(s, "details", {}).get("warning"):
+            err.print(f"{name}: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -518,6 +568,7 @@ def build(args: list[str]) -> typer.Typer:
         ("draw", draw),
         ("grid", grid),
         ("evaluate", evaluate),
+        ("compare", compare),
         ("export", export),
         ("inspect", inspect),
         ("list", list_),
@@ -557,6 +608,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="FID of")  # the table says it in its own words
     try:
         code = build(sys.argv[1:])(standalone_mode=False)
     except InputError as error:

@@ -57,8 +57,8 @@ def nudenet(model: str = "") -> Detector:
 
 
 def giphy(resources: str) -> Detector:
-    """GIPHY's Celebrity Detector (github.com/Giphy/celeb-detection-oss, MPL-2.0): 2,300 faces, as MACE and its followers
-    use it. Its package `model_training` is no release: install a checkout, and name its folder `resources`.
+    """GIPHY's Celebrity Detector (github.com/Giphy/celeb-detection-oss, MPL-2.0): 2,300 faces, as MACE and others use
+    it. Its package `model_training` is no release: install a checkout, and name its folder `resources`.
 
     Raises:
         InputError: the package is not installed, or the folder lacks the list of names.

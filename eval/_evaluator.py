@@ -184,4 +184,5 @@ def _read(value: str, kind: type, key: str) -> Any:  # noqa: ANN401
     try:
         return kind(value)
     except ValueError as error:
-        raise InputError(f"{key}: expected a {kind.__name__}, got {value!r}") from error
+        what = "a whole number" if kind is int else "a number"
+        raise InputError(f"{key}: expected {what}, got {value!r}") from error

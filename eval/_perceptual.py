@@ -81,7 +81,8 @@ def perceptual(name: str) -> Perceptual:
         return Perceptual(name, "LPIPS' formula over the bundled judges' stages, unweighted, 64 px", _judges(), None)
     if kind not in NETS:
         raise unknown("LPIPS network", name, ["canvas", *NETS])
-    net = NETS[kind](weights=None)
+    net = nn.Module()
+    net.features = NETS[kind](weights=None).features
     torch_weights(net, WEIGHTS[kind].url, where, f"LPIPS' {kind} weights")
     what = f"{kind}, LPIPS 0.1 weights, images in -1..1, not resized"
     return Perceptual(name, what, tapped(net.features, kind), layer_weights(kind))

@@ -13,6 +13,7 @@ from ..prompts import InputError, Prompt, fill
 from ._distances import unit
 from ._evaluator import GRID, Case
 from ._features import clip, extractor
+from ._score import NotApplicable
 
 TEMPLATE = "a photo of the {x}"
 CANVAS = {
@@ -50,12 +51,18 @@ class ZeroShot:
         return torch.softmax(100 * unit(extractor(self.model)(images)) @ text.T, 1)
 
 
-def zero_shot(case: Case, model: str, classes: str, template: str) -> ZeroShot:
-    """The classes of a case: those named, else every name that its prompts ask for in the concept's domain."""
+def zero_shot(case: Case, model: str, classes: str, template: str) -> ZeroShot | NotApplicable:
+    """The classes of a case: those named, else every name that its prompts ask for in the concept's domain.
+
+    Raises:
+        InputError: one class only is named, or the template has no place for it.
+    """
     names = tuple(c.strip() for c in classes.split(",") if c.strip())
     if not names:
         found = [asked(p, case.domain) for p in case.gallery.prompts if p.role in GRID]
         names = tuple(dict.fromkeys([case.concept.name, *(n for n in found if n)]))
+        if len(names) < 2:
+            return NotApplicable(f"its prompts ask for {names[0]} alone: name others with the setting classes")
     text = template or (CANVAS[case.domain] if case.world == "canvas" else TEMPLATE)
     return ZeroShot(model, names, text)
 

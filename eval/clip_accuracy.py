@@ -33,6 +33,8 @@ class ClipAccuracy:
     def score(self, case: Case) -> Score | NotApplicable:
         """On prompts without the concept; the prompts that ask for it stand in the details."""
         judge = zero_shot(case, suited(case, self.model, "canvas-clip", CLIP_B), self.classes, self.template)
+        if isinstance(judge, NotApplicable):
+            return judge
         chances, hits, rows = right(case, judge, case.others())
         if not rows:
             return NotApplicable("no prompt without the concept asks for one of the classes")

@@ -49,7 +49,10 @@ class HO:
             return NotApplicable(f"no prompts of the role {' and '.join(missing)}")
         if self.by == "judge" and case.seen is None:
             return NotApplicable("no judge looked at these images")
-        who, parts = self._hits(case, sets)
+        found = self._hits(case, sets)
+        if isinstance(found, NotApplicable):
+            return found
+        who, parts = found
         if any(hits.shape[1] == 0 for hits, _ in parts.values()):
             return NotApplicable("some of its prompts ask for none of the classes")
         shares = np.array([[float(side.double().mean()) for side in hits] for hits, _ in parts.values()]).T
@@ -65,12 +68,16 @@ class HO:
         n = sum(hits.shape[1] for hits, _ in parts.values())
         return Score(value, n, low, high, base, value - base, change_low, change_high, details=details)
 
-    def _hits(self, case: Case, sets: dict[str, list[int]]) -> tuple[str, dict[str, tuple[Tensor, list[str]]]]:
+    def _hits(
+        self, case: Case, sets: dict[str, list[int]]
+    ) -> tuple[str, dict[str, tuple[Tensor, list[str]]]] | NotApplicable:
         """Whether what was asked for was seen [2, n], and each image's cluster."""
         if self.by == "judge":
             hits = {n: torch.tensor(case.correct(case.domain, rows)) for n, rows in sets.items()}
             return "judge", {n: (h, clusters(case, sets[n])) for n, h in hits.items()}
         judge = zero_shot(case, suited(case, self.model, "canvas-clip", CLIP_B), self.classes, self.template)
+        if isinstance(judge, NotApplicable):
+            return judge
         out = {}
         for name, rows in sets.items():
             _, seen, used = right(case, judge, rows)
