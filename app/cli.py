@@ -262,7 +262,8 @@ def evaluate(
     from ..eval import Control, choose
     from ..eval import evaluate as run
 
-    tools = choose(_names(only), settings or ())
+    names = [n.strip() for n in only.split(",") if n.strip()] if only else None
+    tools = choose(names, settings or ())
     if out_file is not None:
         check_target(out_file, force)
     loaded = _erasers(eraser)
@@ -283,31 +284,9 @@ def evaluate(
     if as_json:
         print(text)
         return
-    _print_scores(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
+    from .compare import show
 
-
-def compare(
-    erased: Annotated[Path, typer.Argument(help="Gallery drawn with the eraser: OUT/erased of `erasers draw`.")],
-    original: Annotated[Path, typer.Argument(help="Gallery of the same prompts and seeds without it: OUT/original.")],
-    concept: Annotated[
-        str, typer.Option(help="What was erased, as the prompts' `concept` column names it. Default: the manifest's.")
-    ] = "",
-    only: Annotated[
-        str | None, typer.Option(help="Evaluators, with commas. Default: lpips, clip_score and drift.")
-    ] = None,
-    settings: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Score two galleries that are there already: any pipeline, any prompts, no judge needed."""
-    from ..eval import IMAGE_METRICS, Gallery, choose
-    from ..eval import compare as run
-
-    tools = choose(_names(only) or IMAGE_METRICS, settings or ())
-    scores = run(Gallery.load(erased), Gallery.load(original), concept, only=tools)
-    if as_json:
-        print(json.dumps({k: v.to_json() for k, v in scores.items()}, indent=1, ensure_ascii=False))
-        return
-    _print_scores(f"{erased} beside {original}", scores)
+    show(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
 
 
 def export(
@@ -491,28 +470,6 @@ def _say(message: str) -> None:
     out.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-def _names(words: str | None) -> list[str] | None:
-    return [w.strip() for w in words.split(",") if w.strip()] if words else None
-
-
-def _print_scores(title: str, scores: dict[str, Any]) -> None:
-    table = Table(title=title)
-    for column in ("score", "unit", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
-        table.add_column(column, justify="left" if column == "score" else "right")
-    for name, s in scores.items():
-        if "reason" in (row := s.to_json()):
-            table.add_row(name, "", "-", row["reason"], "", "", "")
-            continue
-        digits = 1 if row["unit"] == "%" else 3
-        value, low, high, base = (f"{row[k]:.{digits}f}" for k in ("value", "low", "high", "control"))
-        change, down, up = (f"{row[k]:+.{digits}f}" for k in ("change", "change_low", "change_high"))
-        table.add_row(name, row["unit"], value, f"{low} .. {high}", str(row["n"]), base, f"{change} ({down} .. {up})")
-    out.print(table)
-    for name, s in scores.items():
-        if note := getattr(s, "details", {}).get("warning"):
-            err.print(f"{name}: {note}", markup=False, highlight=False, soft_wrap=True)
-
-
 def _write_text(path: Path, text: str) -> None:
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
@@ -555,6 +512,8 @@ def _with_method_flags(args: list[str]) -> Callable[..., None]:
 
 def build(args: list[str]) -> typer.Typer:
     """The program for these arguments; only `erase` looks at them, for its method's flags."""
+    from . import compare
+
     app = typer.Typer(
         help="Remove a concept from a text-to-image pipeline and show what was forgotten and what was kept.",
         no_args_is_help=True,
@@ -568,7 +527,7 @@ def build(args: list[str]) -> typer.Typer:
         ("draw", draw),
         ("grid", grid),
         ("evaluate", evaluate),
-        ("compare", compare),
+        ("compare", compare.compare),
         ("export", export),
         ("inspect", inspect),
         ("list", list_),

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..pipelines.canvas.draw import draw as drawing
 from ..pipelines.canvas.world import HELD_OUT_SEED
-from ..prompts import InputError, Prompt
+from ..prompts import InputError, Prompt, canvas
 from ._distances import Distance, plain
-from ._evaluator import Case
+from ._evaluator import GRID, NO_CONTROL, Case
 from ._features import extractor
 from ._score import NotApplicable, Score
 
@@ -66,10 +66,10 @@ def sides(case: Case, features: str, reference: str) -> Sides | NotApplicable:
     Raises:
         InputError: no such network or folder, an unreadable image, or too few images.
     """
-    rows = case.others()
-    if not rows:
-        return NotApplicable("no prompt leaves the concept out")
-    reference = reference or case.world
+    rows = retained(case)
+    if isinstance(rows, NotApplicable):
+        return rows
+    reference = reference or world(case)
     if not reference:
         return NotApplicable(
             "no reference: name a folder of real images, or `original` for the distance from the unerased model"
@@ -100,9 +100,22 @@ def sides(case: Case, features: str, reference: str) -> Sides | NotApplicable:
     )
 
 
-def suited(case: Case, features: str, canvas: str, elsewhere: str) -> str:
-    """The network that was asked for, or the one that suits the case's world."""
-    return features or (canvas if case.world == "canvas" else elsewhere)
+def retained(case: Case) -> list[int] | NotApplicable:
+    """The images that should not have changed: those whose prompt asks for no erased concept."""
+    if not case.paired:
+        return NotApplicable(NO_CONTROL)
+    return case.others() or NotApplicable("no prompt leaves the concept out")
+
+
+def world(case: Case) -> str:
+    """Either "canvas", where all ordinary prompts are of the Canvas world, or ""."""
+    cells = {(p.object, p.style) for p in case.gallery.prompts if p.role in GRID}
+    return "canvas" if cells and all(w in canvas.CONCEPTS for cell in cells for w in cell) else ""
+
+
+def suited(case: Case, features: str, here: str, elsewhere: str) -> str:
+    """The network that was asked for, or the one that suits: `here` on Canvas."""
+    return features or (here if world(case) == "canvas" else elsewhere)
 
 
 def clusters(case: Case, rows: Sequence[int]) -> list[str]:
@@ -120,7 +133,7 @@ def halves(prompts: Sequence[Prompt], seed: int = 0) -> tuple[list[int], list[in
 
 
 def _drawings(case: Case, rows: Sequence[int]) -> tuple[list[Image.Image], list[str]]:
-    if case.world != "canvas":
+    if world(case) != "canvas":
         raise InputError("reference `canvas`: these prompts are not of the Canvas world; name a folder of real images")
     cells = sorted({(case.gallery.prompts[k].object, case.gallery.prompts[k].style) for k in rows})
     return [_drawn(o, s, n) for o, s in cells for n in range(DRAWINGS)], [o for o, _ in cells for _ in range(DRAWINGS)]

@@ -18,6 +18,7 @@ GRID = ("grid", "")
 """Roles of ordinary prompts; those in a CSV without a column `role` have none."""
 
 NO_JUDGE = "no judge looked at these images"
+NO_CONTROL = "no images of the unerased model were given"
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,14 @@ class Case:
     seen_control: Verdict | None = None
 
     @property
-    def world(self) -> str:
-        """Either "canvas", where all grid prompts are of the Canvas world, or ""."""
-        words = {(p.object, p.style) for p in self.gallery.prompts if p.role in GRID}
-        return "canvas" if words and all(w in canvas.CONCEPTS for cell in words for w in cell) else ""
+    def paired(self) -> bool:
+        """Whether there is an unerased side. Where judges looked at one gallery only, there is none."""
+        return self.seen is None or self.seen_control is not None
 
     @property
     def domain(self) -> str:
         """Either "object" or "style"."""
-        known = canvas.CONCEPTS.get(self.concept.name, self.concept)
-        return "style" if known.kind == "style" else "object"
+        return "object" if self.concept.name in {o.name for o in canvas.OBJECTS} else "style"
 
     @property
     def other_domain(self) -> str:

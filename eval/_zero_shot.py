@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..prompts import InputError, Prompt, fill
+from ..prompts import InputError, Prompt, canvas, fill
+from ._against import world
 from ._distances import unit
 from ._evaluator import GRID, Case
 from ._features import clip, extractor
@@ -59,17 +60,22 @@ def zero_shot(case: Case, model: str, classes: str, template: str) -> ZeroShot |
     """
     names = tuple(c.strip() for c in classes.split(",") if c.strip())
     if not names:
-        found = [asked(p, case.domain) for p in case.gallery.prompts if p.role in GRID]
+        found = [asked(p, domain(case)) for p in case.gallery.prompts if p.role in GRID]
         names = tuple(dict.fromkeys([case.concept.name, *(n for n in found if n)]))
         if len(names) < 2:
             return NotApplicable(f"its prompts ask for {names[0]} alone: name others with the setting classes")
-    text = template or (CANVAS[case.domain] if case.world == "canvas" else TEMPLATE)
+    text = template or (CANVAS[domain(case)] if world(case) == "canvas" else TEMPLATE)
     return ZeroShot(model, names, text)
 
 
-def asked(prompt: Prompt, domain: str) -> str:
-    """What a prompt asks for in a domain, or its own `concept`."""
-    return (prompt.object if domain == "object" else prompt.style) or prompt.concept
+def domain(case: Case) -> str:
+    """Which of a prompt's names counts: "style" where the concept is one, else "object"."""
+    return "style" if canvas.CONCEPTS.get(case.concept.name, case.concept).kind == "style" else "object"
+
+
+def asked(prompt: Prompt, kind: str) -> str:
+    """The object or style that a prompt asks for, or its own `concept`."""
+    return (prompt.object if kind == "object" else prompt.style) or prompt.concept
 
 
 def right(case: Case, judge: ZeroShot, rows: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
@@ -78,8 +84,8 @@ def right(case: Case, judge: ZeroShot, rows: Sequence[int]) -> tuple[Tensor, Ten
     Returns:
         [2, n] probabilities, [2, n] hits, and the rows whose asked name is among the classes.
     """
-    rows = [k for k in rows if asked(case.gallery.prompts[k], case.domain) in judge.classes]
-    want = torch.tensor([judge.classes.index(asked(case.gallery.prompts[k], case.domain)) for k in rows])
+    rows = [k for k in rows if asked(case.gallery.prompts[k], domain(case)) in judge.classes]
+    want = torch.tensor([judge.classes.index(asked(case.gallery.prompts[k], domain(case))) for k in rows])
     if not rows:
         return torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool), []
     p = torch.stack([judge.chances([g.images[k] for k in rows]) for g in (case.gallery, case.control)])

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..prompts import InputError
 from ._against import clusters
 from ._detectors import Seen, detector, giphy
-from ._evaluator import Case
+from ._evaluator import NO_CONTROL, Case
 from ._score import NotApplicable, Score, share
 
 
@@ -36,8 +36,8 @@ class Celebrity:
     def score(self, case: Case) -> Score | NotApplicable:
         """Over the prompts that ask for the person, beside the unerased model's."""
         rows, others = case.targets(), case.others()
-        if not rows:
-            return NotApplicable("no prompt asks for the concept")
+        if not rows or not case.paired:
+            return NotApplicable("no prompt asks for the concept" if case.paired else NO_CONTROL)
         look = giphy(self.resources) if self.detector == "giphy" else detector(self.detector)
         details: dict[str, object] = {"detector": self.detector, "threshold": self.threshold}
         hits = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ._against import averaged, clusters, suited
+from ._against import averaged, clusters, retained, suited
 from ._evaluator import Case
 from ._score import NotApplicable, Score, share
 from ._zero_shot import right, zero_shot
@@ -32,10 +32,13 @@ class ClipAccuracy:
 
     def score(self, case: Case) -> Score | NotApplicable:
         """On prompts without the concept; the prompts that ask for it stand in the details."""
+        kept = retained(case)
+        if isinstance(kept, NotApplicable):
+            return kept
         judge = zero_shot(case, suited(case, self.model, "canvas-clip", CLIP_B), self.classes, self.template)
         if isinstance(judge, NotApplicable):
             return judge
-        chances, hits, rows = right(case, judge, case.others())
+        chances, hits, rows = right(case, judge, kept)
         if not rows:
             return NotApplicable("no prompt without the concept asks for one of the classes")
         details: dict[str, object] = {"model": judge.model, "classes": len(judge.classes), "template": judge.template}

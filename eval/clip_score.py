@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..prompts import InputError
-from ._against import averaged, clusters, suited
+from ._against import averaged, clusters, retained, suited
 from ._distances import cosines
 from ._evaluator import Case
 from ._features import clip, extractor
@@ -37,9 +37,9 @@ class ClipScore:
 
     def score(self, case: Case) -> Score | NotApplicable:
         """Mean over prompts without the concept; the prompts that ask for it stand in the details."""
-        rows, targets = case.others(), case.targets()
-        if not rows:
-            return NotApplicable("no prompt leaves the concept out")
+        rows, targets = retained(case), case.targets()
+        if isinstance(rows, NotApplicable):
+            return rows
         name = suited(case, self.model, "canvas-clip", CLIP_B)
         look, model = extractor(name), clip(name)
 

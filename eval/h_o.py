@@ -12,7 +12,7 @@ from torch import Tensor
 from ..prompts import InputError
 from ._against import clusters, resampled, suited
 from ._distances import h_o
-from ._evaluator import Case
+from ._evaluator import NO_CONTROL, NO_JUDGE, Case
 from ._score import NotApplicable, Score, wilson
 from ._zero_shot import right, zero_shot
 from .clip_accuracy import CLASSES_HELP, TEMPLATE_HELP
@@ -44,11 +44,13 @@ class HO:
     def score(self, case: Case) -> Score | NotApplicable:
         """Beside the unerased model's own, on the same prompts and seeds."""
         sets = {"erased": case.targets(), "kept": case.others(), "synonyms": case.targets("synonym")}
+        if not case.paired:
+            return NotApplicable(NO_CONTROL)
         missing = [name for name, rows in sets.items() if not rows]
         if missing:
             return NotApplicable(f"no prompts of the role {' and '.join(missing)}")
         if self.by == "judge" and case.seen is None:
-            return NotApplicable("no judge looked at these images")
+            return NotApplicable(NO_JUDGE)
         found = self._hits(case, sets)
         if isinstance(found, NotApplicable):
             return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ._against import averaged, clusters, suited
+from ._against import averaged, clusters, retained, suited
 from ._evaluator import Case
 from ._perceptual import perceptual
 from ._score import NotApplicable, Score
@@ -29,9 +29,9 @@ class LPIPS:
 
     def score(self, case: Case) -> Score | NotApplicable:
         """Mean over the images whose prompt does not ask for the concept."""
-        rows, targets = case.others(), case.targets()
-        if not rows:
-            return NotApplicable("no prompt leaves the concept out")
+        rows, targets = retained(case), case.targets()
+        if isinstance(rows, NotApplicable):
+            return rows
         look = perceptual(suited(case, self.network, "canvas", "alex"))
         images, originals = case.gallery.images, case.control.images
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..prompts import InputError
 from ._against import clusters
 from ._detectors import detector, nudenet
-from ._evaluator import Case
+from ._evaluator import NO_CONTROL, Case
 from ._score import NotApplicable, Score, share
 
 EXPLICIT = (
@@ -52,8 +52,8 @@ class Nudity:
     def score(self, case: Case) -> Score | NotApplicable:
         """Over the prompts that ask for the concept, beside the unerased model's."""
         rows = case.targets()
-        if not rows:
-            return NotApplicable("no prompt asks for the concept")
+        if not rows or not case.paired:
+            return NotApplicable("no prompt asks for the concept" if case.paired else NO_CONTROL)
         look = nudenet(self.model) if self.detector == "nudenet" else detector(self.detector)
         wanted = EXPOSED if self.parts == "exposed" else EXPLICIT
         hits, counts = [], []
