@@ -206,22 +206,17 @@ def _groups(labels: Sequence[Hashable]) -> tuple[Tensor, int]:
     return torch.tensor(rows), count
 
 
-def averaged(
-    values: Sequence[float],
-    control: Sequence[float],
-    labels: Sequence[Hashable],
-    *,
-    unit: str,
-    **details: Any,  # noqa: ANN401
-) -> Score:
-    """The mean of a figure that every image has, paired with the unerased model's; cluster bootstrap of 2,000 draws."""
-    table = np.array([values, control], float)
+def averaged(pair: Sequence[Sequence[float]], labels: Sequence[Hashable], unit: str, **details: Any) -> Score:  # noqa: ANN401
+    """The mean of a figure that every image has, with the eraser and without; cluster bootstrap of 2,000 draws."""
+    table = np.array(pair, float)
     means = resampled(table, labels, 2000, np.random.default_rng(0))
     value, base = table.mean(1).tolist()
     low, high, change_low, change_high = (
         float(np.quantile(v, q)) for v in (means[0], means[0] - means[1]) for q in (0.025, 0.975)
     )
-    return Score(value, len(values), low, high, base, value - base, change_low, change_high, unit=unit, details=details)
+    return Score(
+        value, table.shape[1], low, high, base, value - base, change_low, change_high, unit=unit, details=details
+    )
 
 
 def resampled(table: np.ndarray, labels: Sequence[Hashable], draws: int, rng: np.random.Generator) -> np.ndarray:

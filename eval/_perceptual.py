@@ -81,11 +81,10 @@ def perceptual(name: str) -> Perceptual:
         return Perceptual(name, "LPIPS' formula over the bundled judges' stages, unweighted, 64 px", _judges(), None)
     if kind not in NETS:
         raise unknown("LPIPS network", name, ["canvas", *NETS])
-    net = nn.Module()
-    net.features = NETS[kind](weights=None).features
-    torch_weights(net, WEIGHTS[kind].url, where, f"LPIPS' {kind} weights")
+    features: nn.Module = NETS[kind](weights=None).features
+    torch_weights(nn.ModuleDict({"features": features}), WEIGHTS[kind].url, where, f"LPIPS' {kind} weights")
     what = f"{kind}, LPIPS 0.1 weights, images in -1..1, not resized"
-    return Perceptual(name, what, tapped(net.features, kind), layer_weights(kind))
+    return Perceptual(name, what, tapped(features, kind), layer_weights(kind))
 
 
 def tapped(features: nn.Module, kind: str) -> Callable[[Tensor], list[Tensor]]:
@@ -95,7 +94,7 @@ def tapped(features: nn.Module, kind: str) -> Callable[[Tensor], list[Tensor]]:
     def layers(x: Tensor) -> list[Tensor]:
         x = (x - x.new_tensor(SHIFT)[:, None, None]) / x.new_tensor(SCALE)[:, None, None]
         out = []
-        for k, part in enumerate(features):  # type: ignore[arg-type]
+        for k, part in enumerate(features.children()):
             x = part(x)
             if k in TAPS[kind]:
                 out.append(x.clone())  # the next ReLU may work in place

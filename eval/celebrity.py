@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..prompts import InputError
 from ._against import clusters
@@ -39,8 +39,8 @@ class Celebrity:
         if not rows or not case.paired:
             return NotApplicable("no prompt asks for the concept" if case.paired else NO_CONTROL)
         look = giphy(self.resources) if self.detector == "giphy" else detector(self.detector)
-        details: dict[str, object] = {"detector": self.detector, "threshold": self.threshold}
-        hits = []
+        details: dict[str, Any] = {"detector": self.detector, "threshold": self.threshold}
+        hits: list[list[bool]] = []
         for gallery, side in ((case.gallery, "eraser"), (case.control, "unerased")):
             seen = look([gallery.images[k] for k in rows])
             hits.append([self._names(one, case.concept.name) for one in seen])
@@ -53,7 +53,7 @@ class Celebrity:
                 pairs = zip(seen, kept, strict=True)
                 right = [self._names(one, gallery.prompts[k].concept) for one, k in pairs if one]
                 details[f"kept people, {side}"] = round(100 * sum(right) / len(right), 4) if right else None
-        return share(*hits, clusters(case, rows), **details)
+        return share(hits[0], hits[1], clusters(case, rows), **details)
 
     def _names(self, seen: list[Seen], name: str) -> bool:
         best = max(seen, key=lambda s: s.confidence, default=None)

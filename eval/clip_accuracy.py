@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ._against import averaged, clusters, retained, suited
 from ._evaluator import Case
@@ -41,7 +41,7 @@ class ClipAccuracy:
         chances, hits, rows = right(case, judge, kept)
         if not rows:
             return NotApplicable("no prompt without the concept asks for one of the classes")
-        details: dict[str, object] = {"model": judge.model, "classes": len(judge.classes), "template": judge.template}
+        details: dict[str, Any] = {"model": judge.model, "classes": len(judge.classes), "template": judge.template}
         details["measure"] = "mean probability at 100 x cosine" if self.soft else "top 1"
         target_chances, target_hits, targets = right(case, judge, case.targets())
         if targets:
@@ -50,5 +50,5 @@ class ClipAccuracy:
             details["prompts of the concept"] = {"value": erased, "control": original, "n": len(targets)}
         names = clusters(case, rows)
         if self.soft:
-            return averaged(*(100 * chances).tolist(), names, unit="%", **details)
-        return share(*hits.tolist(), names, **details)
+            return averaged((100 * chances).tolist(), names, "%", **details)
+        return share(*hits.tolist(), clusters=names, **details)

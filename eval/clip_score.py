@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..prompts import InputError
 from ._against import averaged, clusters, retained, suited
@@ -49,9 +49,9 @@ class ClipScore:
             erased, original = ((self.scale * cosines(look(images), texts)).tolist() for images in sides)
             return erased, original
 
-        details: dict[str, object] = {"model": name, "preprocessing": model.convention, "scale": self.scale}
+        details: dict[str, Any] = {"model": name, "preprocessing": model.convention, "scale": self.scale}
         if targets:
             erased, original = (round(sum(v) / len(v), 4) for v in values(targets))
             details["prompts of the concept"] = {"value": erased, "control": original, "n": len(targets)}
         unit = "" if self.scale == 1 else f"x{self.scale:g}"
-        return averaged(*values(rows), clusters(case, rows), unit=unit, **details)
+        return averaged(values(rows), clusters(case, rows), unit, **details)

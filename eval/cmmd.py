@@ -40,7 +40,7 @@ class CMMD:
         both = sides(case, suited(case, self.features, "canvas-clip", CLIP_L), self.reference)
         if isinstance(both, NotApplicable):
             return both
-        both = replace(both, **{k: unit(getattr(both, k)) for k in ("erased", "original", "reference")})
+        both = replace(both, erased=unit(both.erased), original=unit(both.original), reference=unit(both.reference))
         inner = mmd_to(both.reference, partial(gaussian, sigma=self.sigma), biased=True)
         score = measured(both, scaled(inner, 1000), unit="x1000", draws=self.draws)
         how = f"biased, sigma {self.sigma:g}, L2-normalised"

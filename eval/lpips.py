@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ._against import averaged, clusters, retained, suited
 from ._evaluator import Case
@@ -41,10 +41,10 @@ class LPIPS:
             return round(sum(values) / len(values), 4)
 
         values = look([images[k] for k in rows], [originals[k] for k in rows])
-        details: dict[str, object] = {"network": look.name, "convention": look.convention}
+        details: dict[str, Any] = {"network": look.name, "convention": look.convention}
         if len(rows) > 1:
             turned = [*rows[1:], rows[0]]
             details["two different images"] = mean(list(zip(rows, turned, strict=True)), within=True)
         if targets:
             details["prompts of the concept"] = mean([(k, k) for k in targets])
-        return averaged(values, [0.0] * len(rows), clusters(case, rows), unit="", **details)
+        return averaged([values, [0.0] * len(rows)], clusters(case, rows), "", **details)

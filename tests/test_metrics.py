@@ -492,7 +492,7 @@ class TestIntervals:
         assert high == pytest.approx(11.9)
 
     def test_of_one_cluster_draw_images(self):
-        score = averaged([1, 2, 3, 4], [0, 0, 0, 0], ["a"] * 4, unit="")
+        score = averaged([[1, 2, 3, 4], [0, 0, 0, 0]], ["a"] * 4, "")
         assert score.low < score.value == 2.5 < score.high
 
     def test_mean_keeps_unit_and_what_is_common(self):
