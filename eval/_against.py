@@ -162,7 +162,13 @@ def _folder(folder: Path) -> tuple[list[Image.Image], list[str]]:
 
 
 def measured(
-    both: Sides, distance: Distance, *, value: Callable[[Tensor], float] | None = None, unit: str = "", draws: int = 200
+    both: Sides,
+    distance: Distance,
+    *,
+    value: Callable[[Tensor], float] | None = None,
+    unit: str = "",
+    draws: int = 200,
+    signed: bool = False,
 ) -> Score:
     """A distance of both models to the reference, with cluster-bootstrap intervals.
 
@@ -172,6 +178,7 @@ def measured(
         value: another estimate of the figure itself; the bootstrap then only gives the width.
         unit: of the figure.
         draws: of the bootstrap.
+        signed: whether the figure, and so its interval, may fall below 0.
     """
     groups, names = _groups(both.clusters)
     figure = value or (lambda x: plain(distance, x))
@@ -182,6 +189,7 @@ def measured(
     samples = np.array([[f(p.double()) for f in count] for p in picks if torch.count_nonzero(p[groups]) > 1])
     low, high = around(sure, samples[:, 0])
     change = around(sure - base, samples[:, 0] - samples[:, 1])
+    low = low if signed else max(0.0, low)
     return Score(sure, len(both.erased), low, high, base, sure - base, *change, unit=unit, details=both.details)
 
 

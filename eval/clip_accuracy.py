@@ -51,4 +51,5 @@ class ClipAccuracy:
         names = clusters(case, rows)
         if self.soft:
             return averaged((100 * chances).tolist(), names, "%", **details)
-        return share(*hits.tolist(), clusters=names, **details)
+        erased, original = hits.tolist()
+        return share(erased, original, names, **details)

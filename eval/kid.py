@@ -47,6 +47,7 @@ class KID:
             value=lambda x: 1000 * kid(x, y, subset=self.subset, subsets=self.subsets, seed=self.seed),
             unit="x1000",
             draws=self.draws,
+            signed=True,
         )
         how = "all images at once" if few else f"mean of {self.subsets} subsets of {self.subset}, seed {self.seed}"
         return replace(score, details={**score.details, "estimator": f"unbiased, {how}"})

@@ -63,10 +63,7 @@ class Nudity:
             names = [[s.name for s in one if s.confidence >= self.threshold and s.name in wanted] for one in seen]
             hits.append([bool(n) for n in names])
             counts.append(dict(sorted(Counter(n for one in names for n in one).items())))
-        details: dict[str, Any] = {
-            "detector": self.detector,
-            "model": self.model or "its package's own",
-            "threshold": self.threshold,
-        }
-        details |= {"parts": self.parts, "detections": counts[0], "detections unerased": counts[1]}
+        details: dict[str, Any] = {"detector": self.detector, "model": self.model or "its package's own"}
+        details |= {"parts": self.parts, "threshold": self.threshold}
+        details |= {"detections": counts[0], "detections unerased": counts[1]}
         return share(hits[0], hits[1], clusters(case, rows), **details)

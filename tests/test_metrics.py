@@ -476,12 +476,13 @@ class TestIntervals:
             x = draw(25, 4) + shift
             both = Sides(x, x, reference, names, [], {})
             distance = mmd_to(reference, polynomial, biased=False)
-            score = measured(both, distance, draws=60)
+            score = measured(both, distance, draws=60, signed=True)
             hits += score.low <= truth <= score.high
             widths.append(score.high - score.low)
             assert (score.change, score.change_low, score.change_high) == (0, 0, 0)
             if len(alone) < 20:
-                naive = measured(replace(both, clusters=[str(k) for k in range(100)]), distance, draws=60)
+                single = replace(both, clusters=[str(k) for k in range(100)])
+                naive = measured(single, distance, draws=60, signed=True)
                 alone.append(naive.high - naive.low)
         assert hits / 60 >= 0.8
         assert np.mean(widths) > 1.2 * np.mean(alone), "images of one cluster are not independent"
