@@ -65,15 +65,27 @@ def transformers_clip(source: str) -> Clip:
     Raises:
         InputError: it cannot be had or is no CLIP.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
 
     try:
         with quiet():
-            model = CLIPModel.from_pretrained(source, weights_only=True, dtype=torch.float32).eval().to(_device())
+            kind = AutoConfig.from_pretrained(source).model_type
+            if kind != "clip":
+                raise InputError(
+                    f"clip:{source} is a {kind!r} model: expected a 'clip' one; open_clip knows more kinds"
+                )
+            model, report = CLIPModel.from_pretrained(
+                source, weights_only=True, dtype=torch.float32, output_loading_info=True
+            )
             tok = AutoTokenizer.from_pretrained(source)
             prepare = AutoImageProcessor.from_pretrained(source)
+    except InputError:
+        raise
     except FAILURES as error:
         raise _cannot(f"clip:{source}", error) from error
+    if lacking := sorted(report["missing_keys"]):
+        raise InputError(f"clip:{source} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch it again")
+    model = model.eval().to(_device())
 
     def pixels(images: Sequence[Image.Image]) -> Tensor:
         return prepare(images=[i.convert("RGB") for i in images], return_tensors="pt")["pixel_values"]  # type: ignore[no-any-return]
@@ -103,7 +115,7 @@ def open_clip_clip(source: str) -> Clip:
         )
     try:
         with quiet():
-            model, _, prepare = open_clip.create_model_and_transforms(name, pretrained=weights or None)
+            model, prepare = open_clip.create_model_from_pretrained(name, pretrained=weights or None)
             tok = open_clip.get_tokenizer(name)
     except FAILURES as error:
         raise _cannot(f"open_clip:{source}", error) from error

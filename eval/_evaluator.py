@@ -159,7 +159,7 @@ def choose(names: Sequence[str] | None = None, settings: Sequence[str] = ()) -> 
     Raises:
         InputError: an unknown evaluator or setting, a setting of an evaluator that does not run, or a bad value.
     """
-    chosen = list(dict.fromkeys(names if names is not None else evaluators(unasked=True)))
+    chosen = list(dict.fromkeys(names or evaluators(unasked=True)))
     given: dict[str, dict[str, Any]] = {n: {} for n in chosen}
     for text in settings:
         key, equals, value = text.partition("=")

@@ -281,6 +281,25 @@ class TestClip:
         theirs = (out.image_embeds * out.text_embeds).sum(1).double()
         torch.testing.assert_close(want, theirs, rtol=1e-3, atol=1e-5)
 
+    def test_a_folder_that_is_no_whole_clip(self, tmp_path):
+        """transformers would fill the gaps with random weights and go on."""
+        from safetensors.torch import load_file, save_file
+        from transformers import CLIPModel, CLIPTextModel
+
+        model = CLIPModel.from_pretrained(canvas_folder("clip"))
+        model.save_pretrained(tmp_path / "whole")
+        CLIPTextModel(model.config.text_config).save_pretrained(tmp_path / "text")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / "whole" / name).write_bytes((canvas_folder("clip") / name).read_bytes())
+        (tmp_path / "whole/preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
+        weights = load_file(tmp_path / "whole/model.safetensors")
+        save_file({k: v for k, v in weights.items() if k != "visual_projection.weight"}, tmp_path / "whole/m")
+        (tmp_path / "whole/m").replace(tmp_path / "whole/model.safetensors")
+        with pytest.raises(InputError, match="lacks 1 of its weights, such as visual_projection"):
+            transformers_clip(str(tmp_path / "whole"))
+        with pytest.raises(InputError, match="expected a 'clip' one"):
+            transformers_clip(str(tmp_path / "text"))
+
     def test_equal_texts_are_read_once(self):
         read = []
 
