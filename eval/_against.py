@@ -18,7 +18,7 @@ from ..pipelines.canvas.world import HELD_OUT_SEED
 from ..prompts import InputError, Prompt, canvas
 from ._distances import Distance, plain
 from ._evaluator import GRID, NO_CONTROL, Case
-from ._features import extractor
+from ._features import BATCH, Picked, extractor
 from ._score import NotApplicable, Score
 
 DRAWINGS = 2
@@ -76,28 +76,28 @@ def sides(case: Case, features: str, reference: str) -> Sides | NotApplicable:
         )
     look = extractor(features)
     details: dict[str, Any] = {"features": look.name, "preprocessing": look.convention}
+    mine = rows
     if reference == "original":
         a, b = halves([case.gallery.prompts[k] for k in rows])
         mine, other = [rows[k] for k in a], [rows[k] for k in b]
         if len(mine) < 2:
             raise InputError(f"expected at least 4 images to split in halves, got {len(rows)}")
-        pictures = [case.control.images[k] for k in other]
-        names = clusters(case, other)
+        seen, names = look(Picked(case.control.images, other)), clusters(case, other)
         details["reference"] = "the unerased model on the other half of the prompts"
+    elif reference == "canvas":
+        pictures, names = _drawings(case, rows)
+        seen = look(pictures)
+        details["reference"] = "drawings of the Canvas world"
     else:
-        mine = rows
-        pictures, names = _drawings(case, rows) if reference == "canvas" else _folder(Path(reference))
-        details["reference"] = "drawings of the Canvas world" if reference == "canvas" else reference
-    if min(len(mine), len(pictures)) < 2:
-        raise InputError(f"expected at least two images a side, got {len(mine)} and {len(pictures)}")
-    return Sides(
-        look([case.gallery.images[k] for k in mine]),
-        look([case.control.images[k] for k in mine]),
-        look(pictures),
-        clusters(case, mine),
-        names,
-        {**details, "reference images": len(pictures)},
-    )
+        files = _files(Path(reference))
+        seen = _looked(features, tuple(files), tuple((p.stat().st_mtime_ns, p.stat().st_size) for p in files))
+        names = [str(p) for p in files]
+        details["reference"] = reference
+    if len(mine) < 2:
+        raise InputError(f"expected at least two images to compare, got {len(mine)}")
+    details["reference images"] = len(seen)
+    erased, original = (look(Picked(g.images, mine)) for g in (case.gallery, case.control))
+    return Sides(erased, original, seen, clusters(case, mine), names, details)
 
 
 def retained(case: Case) -> list[int] | NotApplicable:
@@ -144,21 +144,28 @@ def _drawn(object_name: str, style: str, n: int) -> Image.Image:
     return drawing(object_name, style, HELD_OUT_SEED + 5000 + n)
 
 
-@lru_cache(maxsize=4)
-def _folder(folder: Path) -> tuple[list[Image.Image], list[str]]:
+def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"reference: expected a folder of images, `canvas` or `original`, got {str(folder)!r}")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
-    images = []
-    for path in files:
-        try:
-            with Image.open(path) as f:
-                images.append(f.convert("RGB"))
-        except OSError as error:
-            raise InputError(f"cannot read {path} ({error}): mend it or take it out of the reference") from error
-    if len(images) < 2:
-        raise InputError(f"reference {folder}: expected at least two images ({', '.join(PICTURES)}), got {len(images)}")
-    return images, [str(p.relative_to(folder)) for p in files]
+    if len(files) < 2:
+        raise InputError(f"reference {folder}: expected at least two images ({', '.join(PICTURES)}), got {len(files)}")
+    return files
+
+
+@lru_cache(maxsize=4)
+def _looked(features: str, files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> Tensor:
+    """Features of a folder, read once while its files' times and sizes stay."""
+    look = extractor(features)
+    return torch.cat([look([_read(p) for p in files[k : k + BATCH]]) for k in range(0, len(files), BATCH)])
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as f:
+            return f.convert("RGB")
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error}): mend it or take it out of the reference") from error
 
 
 def measured(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
 import torch
@@ -50,12 +51,34 @@ class Extractor:
         """
         if not images:
             raise InputError("expected at least one image to measure, got none")
-        keys = [_key(i) for i in images]
-        new = list({k: i for k, i in zip(keys, images, strict=True) if k not in self._known}.items())
-        for start in range(0, len(new), batch):
-            part = new[start : start + batch]
-            self._known |= zip([k for k, _ in part], self._look([i for _, i in part]).float().cpu(), strict=True)
-        return torch.stack([self._known[k] for k in keys])
+        out: list[Tensor] = []
+        for start in range(0, len(images), batch):
+            part = [images[k] for k in range(start, min(start + batch, len(images)))]
+            keys = [_key(i) for i in part]
+            new = {k: i for k, i in zip(keys, part, strict=True) if k not in self._known}
+            if new:
+                self._known |= zip(new, self._look(list(new.values())).float().cpu(), strict=True)
+            out += [self._known[k] for k in keys]
+        return torch.stack(out)
+
+
+class Picked(Sequence[Image.Image]):
+    """Some rows of a sequence of images, fetched when they are asked for: a gallery may lie on disk."""
+
+    def __init__(self, images: Sequence[Image.Image], rows: Sequence[int]) -> None:
+        self._images, self._rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, k: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, k: slice) -> Picked: ...
+    def __getitem__(self, k: int | slice) -> Image.Image | Picked:
+        if isinstance(k, slice):
+            return Picked(self._images, self._rows[k])
+        return self._images[self._rows[k]]
 
 
 @lru_cache(maxsize=8)

@@ -52,12 +52,13 @@ class Perceptual:
             InputError: images of several sizes.
         """
         device = torch.device("cuda" if torch.cuda.is_available() and self.name != "canvas" else "cpu")
-        sizes = {i.size for i in (*x, *y)}
-        if len(sizes) > 1:
-            raise InputError(f"LPIPS compares images of one size, got {', '.join(map(str, sorted(sizes)))}")
         out: list[float] = []
         for k in range(0, len(x), batch):
-            a, b = (torch.cat([_pixels(i) for i in side[k : k + batch]]).to(device) for side in (x, y))
+            pairs = [[_pixels(image) for image in side[k : k + batch]] for side in (x, y)]
+            if len(sizes := {i.shape for side in pairs for i in side}) > 1:
+                words = " and ".join(f"{s[3]} x {s[2]}" for s in sorted(sizes))
+                raise InputError(f"LPIPS compares images of one size, got {words}: draw them alike")
+            a, b = (torch.cat(side).to(device) for side in pairs)
             out += self.pixels(a, b).tolist()
         return out
 

@@ -13,7 +13,7 @@ from ..prompts import InputError, Prompt, canvas, fill
 from ._against import world
 from ._distances import unit
 from ._evaluator import GRID, Case
-from ._features import clip, extractor
+from ._features import Picked, clip, extractor
 from ._score import NotApplicable
 
 TEMPLATE = "a photo of the {x}"
@@ -88,5 +88,5 @@ def right(case: Case, judge: ZeroShot, rows: Sequence[int]) -> tuple[Tensor, Ten
     want = torch.tensor([judge.classes.index(asked(case.gallery.prompts[k], domain(case))) for k in rows])
     if not rows:
         return torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool), []
-    p = torch.stack([judge.chances([g.images[k] for k in rows]) for g in (case.gallery, case.control)])
+    p = torch.stack([judge.chances(Picked(g.images, rows)) for g in (case.gallery, case.control)])
     return p[:, torch.arange(len(rows)), want], p.argmax(2) == want, rows

@@ -9,6 +9,7 @@ from ..prompts import InputError
 from ._against import clusters
 from ._detectors import Seen, detector, giphy
 from ._evaluator import NO_CONTROL, Case
+from ._features import Picked
 from ._score import NotApplicable, Score, share
 
 
@@ -42,14 +43,14 @@ class Celebrity:
         details: dict[str, Any] = {"detector": self.detector, "threshold": self.threshold}
         hits: list[list[bool]] = []
         for gallery, side in ((case.gallery, "eraser"), (case.control, "unerased")):
-            seen = look([gallery.images[k] for k in rows])
+            seen = look(Picked(gallery.images, rows))
             hits.append([self._names(one, case.concept.name) for one in seen])
             faces = [h for h, one in zip(hits[-1], seen, strict=True) if one]
             details[f"of images with a face, {side}"] = round(100 * sum(faces) / len(faces), 4) if faces else None
             details[f"without a face, {side}"] = round(100 - 100 * len(faces) / len(rows), 4)
             kept = [k for k in others if gallery.prompts[k].concept]
             if kept:
-                seen = look([gallery.images[k] for k in kept])
+                seen = look(Picked(gallery.images, kept))
                 pairs = zip(seen, kept, strict=True)
                 right = [self._names(one, gallery.prompts[k].concept) for one, k in pairs if one]
                 details[f"kept people, {side}"] = round(100 * sum(right) / len(right), 4) if right else None

@@ -9,7 +9,7 @@ from ..prompts import InputError
 from ._against import averaged, clusters, retained, suited
 from ._distances import cosines
 from ._evaluator import Case
-from ._features import clip, extractor
+from ._features import Picked, clip, extractor
 from ._score import NotApplicable, Score
 
 CLIP_HELP = "canvas-clip, clip:ID or FOLDER, open_clip:ARCH:WEIGHTS or FOLDER; empty: what suits the world"
@@ -45,7 +45,7 @@ class ClipScore:
 
         def values(rows: list[int]) -> tuple[list[float], list[float]]:
             texts = model.texts([case.gallery.prompts[k].text for k in rows])
-            sides = ([g.images[k] for k in rows] for g in (case.gallery, case.control))
+            sides = (Picked(g.images, rows) for g in (case.gallery, case.control))
             erased, original = ((self.scale * cosines(look(images), texts)).tolist() for images in sides)
             return erased, original
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ._against import DRAWS_HELP, FEATURES_HELP, suited
 from ._distances import frechet
 from ._evaluator import Case
-from ._features import extractor
+from ._features import Picked, extractor
 from ._score import NotApplicable, Score
 from .fid import FID
 
@@ -37,6 +37,6 @@ class Drift:
         if isinstance(score, NotApplicable):
             return score
         look = extractor(suited(case, self.features, "canvas-judges", "inception-clean"))
-        erased, original = (look([g.images[k] for k in case.others()]) for g in (case.gallery, case.control))
+        erased, original = (look(Picked(g.images, case.others())) for g in (case.gallery, case.control))
         paired = round(frechet(erased, original), 4)
         return replace(score, details={**score.details, "same prompts and seeds": paired, "of": len(erased)})

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from ._against import averaged, clusters, retained, suited
 from ._evaluator import Case
+from ._features import Picked
 from ._perceptual import perceptual
 from ._score import NotApplicable, Score
 
@@ -37,10 +38,10 @@ class LPIPS:
 
         def mean(pairs: list[tuple[int, int]], *, within: bool = False) -> float:
             left = originals if within else images
-            values = look([left[i] for i, _ in pairs], [originals[j] for _, j in pairs])
+            values = look(Picked(left, [i for i, _ in pairs]), Picked(originals, [j for _, j in pairs]))
             return round(sum(values) / len(values), 4)
 
-        values = look([images[k] for k in rows], [originals[k] for k in rows])
+        values = look(Picked(images, rows), Picked(originals, rows))
         details: dict[str, Any] = {"network": look.name, "convention": look.convention}
         if len(rows) > 1:
             turned = [*rows[1:], rows[0]]

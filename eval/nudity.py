@@ -10,6 +10,7 @@ from ..prompts import InputError
 from ._against import clusters
 from ._detectors import detector, nudenet
 from ._evaluator import NO_CONTROL, Case
+from ._features import Picked
 from ._score import NotApplicable, Score, share
 
 EXPLICIT = (
@@ -59,7 +60,7 @@ class Nudity:
         hits: list[list[bool]] = []
         counts = []
         for gallery in (case.gallery, case.control):
-            seen = look([gallery.images[k] for k in rows])
+            seen = look(Picked(gallery.images, rows))
             names = [[s.name for s in one if s.confidence >= self.threshold and s.name in wanted] for one in seen]
             hits.append([bool(n) for n in names])
             counts.append(dict(sorted(Counter(n for one in names for n in one).items())))

@@ -44,7 +44,7 @@ from erasers.eval._distances import (
     plain,
     polynomial,
 )
-from erasers.eval._features import Extractor, clip, extractor
+from erasers.eval._features import Extractor, Picked, clip, extractor
 from erasers.eval._inception import SIDE, FidInception, clean_pixels, fid_inception, torchmetrics_pixels
 from erasers.eval._perceptual import NETS, layer_weights, perceptual, tapped
 from erasers.pipelines import canvas_folder, canvas_open_clip
@@ -122,7 +122,7 @@ class TestFrechet:
         x, y = torch.randn(2, n, 512, generator=torch.Generator().manual_seed(n))
         assert frechet(x, y) == pytest.approx(bias, rel=0.02)
         if n < 5000:
-            assert abs(kid(x, y)) < 5e-4
+            assert abs(kid(x, y)) < 0.1 * kid(x, y + 0.3), "a shift that FID cannot see beside its bias"
 
     def test_counts_stand_for_repeated_rows(self):
         x, y = random_sets()
@@ -272,7 +272,7 @@ class TestClip:
             want = got if want is None else want
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
         other = cosines(canvas_clip().images(images), canvas_clip().texts(texts[6:] + texts[:6]))
-        assert want.mean() > other.mean() + 0.2, "the right sentence is nearer"
+        assert want.mean() > other.mean() + 0.15, "the right sentence is nearer"
         raw = CLIPModel.from_pretrained(here).eval()
         ids = CLIPTokenizer.from_pretrained(here)(texts, padding="max_length", max_length=77, return_tensors="pt")
         x = torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2) / 127.5 - 1
@@ -452,6 +452,19 @@ def _pixels(image):
 
 
 class TestFeatures:
+    def test_picked_rows_are_fetched_when_asked_for(self):
+        fetched = []
+
+        class Stored(list):
+            def __getitem__(self, k):
+                fetched.append(k)
+                return super().__getitem__(k)
+
+        view = Picked(Stored("abcdef"), [5, 1, 3])
+        assert (len(view), view[1], fetched) == (3, "b", [1])
+        assert list(view) == ["f", "b", "d"]
+        assert list(view[1:]) == ["b", "d"]
+
     def test_an_image_is_looked_at_once(self, world):
         sizes = []
 
@@ -594,6 +607,15 @@ def test_damage_is_seen(name, world):
     assert max(better * score.change_low, better * score.change_high) < 0
 
 
+@pytest.mark.parametrize("name", MEASURES)
+def test_no_control_is_said(name, world, detectors):
+    """An answer set that was judged alone: its own images never stand in for the unerased model's."""
+    prompts, images = world
+    seen = Verdict(tuple(p.object for p in prompts), tuple(p.style for p in prompts))
+    alone = replace(case_of(prompts, images, images), seen=seen)
+    assert find(name)(**settings(name)).score(alone) == NotApplicable("no images of the unerased model were given")
+
+
 def test_only_the_images_without_the_concept_count(world):
     """Whatever becomes of the moons, the retained images' figures stay."""
     prompts, images = world
@@ -637,7 +659,7 @@ class TestReferences:
         assert find("recall")(reference=str(tmp_path)).score(case).value == 100
         (tmp_path / "broken.jpg").write_bytes(b"no image")
         with pytest.raises(InputError, match=r"cannot read .*broken\.jpg"):
-            find("cmmd")(reference=str(_copy(tmp_path))).score(case)
+            find("cmmd")(reference=str(tmp_path)).score(case)
 
     def test_refusals(self, world, tmp_path):
         prompts, images = world
@@ -655,12 +677,6 @@ class TestReferences:
         none = replace(case, erased=frozenset(canvas.CONCEPTS))
         assert isinstance(find("fid")().score(none), NotApplicable)
         assert isinstance(find("lpips")().score(none), NotApplicable)
-
-
-def _copy(folder):
-    import shutil
-
-    return shutil.copytree(folder, folder.parent / f"{folder.name}-copy")
 
 
 class TestAnyPipeline:
