@@ -85,8 +85,8 @@ def sides(case: Case, features: str, reference: str) -> Sides | NotApplicable:
         seen, names = look(Picked(case.control.images, other)), clusters(case, other)
         details["reference"] = "the unerased model on the other half of the prompts"
     elif reference == "canvas":
-        pictures, names = _drawings(case, rows)
-        seen = look(pictures)
+        pictures, cells = drawings(case, rows)
+        seen, names = look(pictures), [o for o, _ in cells]
         details["reference"] = "drawings of the Canvas world"
     else:
         files = _files(Path(reference))
@@ -132,11 +132,17 @@ def halves(prompts: Sequence[Prompt], seed: int = 0) -> tuple[list[int], list[in
     return sorted(order[0::2]), sorted(order[1::2])
 
 
-def _drawings(case: Case, rows: Sequence[int]) -> tuple[list[Image.Image], list[str]]:
+def drawings(case: Case, rows: Sequence[int]) -> tuple[list[Image.Image], list[tuple[str, str]]]:
+    """The Canvas world's own drawings of what some prompts ask for, and the object and style of each; seeds that were
+    used nowhere else.
+
+    Raises:
+        InputError: the prompts are of another world.
+    """
     if world(case) != "canvas":
         raise InputError("reference `canvas`: these prompts are not of the Canvas world; name a folder of real images")
     cells = sorted({(case.gallery.prompts[k].object, case.gallery.prompts[k].style) for k in rows})
-    return [_drawn(o, s, n) for o, s in cells for n in range(DRAWINGS)], [o for o, _ in cells for _ in range(DRAWINGS)]
+    return [_drawn(o, s, n) for o, s in cells for n in range(DRAWINGS)], [c for c in cells for _ in range(DRAWINGS)]
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..prompts import InputError, Prompt, canvas, fill
-from ._against import world
+from ._against import drawings, world
 from ._distances import unit
 from ._evaluator import GRID, Case
 from ._features import Picked, clip, extractor
@@ -66,6 +66,16 @@ def zero_shot(case: Case, model: str, classes: str, template: str) -> ZeroShot |
             return NotApplicable(f"its prompts ask for {names[0]} alone: name others with the setting classes")
     text = template or (CANVAS[domain(case)] if world(case) == "canvas" else TEMPLATE)
     return ZeroShot(model, names, text)
+
+
+def on_real(case: Case, judge: ZeroShot, rows: Sequence[int]) -> float | None:
+    """Percent of the world's own drawings that the judge names rightly; None where there are none."""
+    if world(case) != "canvas":
+        return None
+    pictures, cells = drawings(case, rows)
+    named = [judge.classes[k] for k in judge.chances(pictures).argmax(1).tolist()]
+    want = [cell[domain(case) == "style"] for cell in cells]
+    return round(100 * sum(a == b for a, b in zip(named, want, strict=True)) / len(want), 4)
 
 
 def domain(case: Case) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ._against import averaged, clusters, retained, suited
 from ._evaluator import Case
 from ._score import NotApplicable, Score, share
-from ._zero_shot import right, zero_shot
+from ._zero_shot import on_real, right, zero_shot
 from .clip_score import CLIP_B, CLIP_HELP
 
 CLASSES_HELP = "names to choose from, with commas; empty: all that the prompts ask for"
@@ -43,6 +43,8 @@ class ClipAccuracy:
             return NotApplicable("no prompt without the concept asks for one of the classes")
         details: dict[str, Any] = {"model": judge.model, "classes": len(judge.classes), "template": judge.template}
         details["measure"] = "mean probability at 100 x cosine" if self.soft else "top 1"
+        if (real := on_real(case, judge, rows)) is not None:
+            details["top 1 on real images"] = real
         target_chances, target_hits, targets = right(case, judge, case.targets())
         if targets:
             figures = (target_chances if self.soft else target_hits).double().mean(1).tolist()

@@ -767,6 +767,7 @@ class TestSettings:
         assert top.value > soft.value > 0
         assert find("clip_accuracy")(classes="star,house").score(case).n == 6
         assert soft.details["template"].count("|") == 2
+        assert 90 < top.details["top 1 on real images"] <= 100
         narrow, wide = (find("cmmd")(sigma=s).score(case).value for s in (1.0, 10.0))
         assert narrow > 10 * wide
 
