@@ -248,6 +248,9 @@ def evaluate(
     settings: SetOption = None,
     keep: Annotated[Path | None, typer.Option(help="Folder in which to keep both galleries.")] = None,
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also write the scores into the eraser itself: its header and model card.")
+    ] = False,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     force: ForceOption = False,
@@ -258,7 +261,9 @@ def evaluate(
     """Score forgetting and retaining, paired with the unerased model. Several erasers are scored as one stack."""
     if not eraser:
         raise InputError("no eraser given: name at least one with --eraser FOLDER")
-    from ..erase import check_target
+    if record and (len(eraser) > 1 or not Path(eraser[0]).exists()):
+        raise InputError("--record writes the scores of one eraser into its own folder or file here: name just that")
+    from ..erase import Eraser, check_target, write_text
     from ..eval import Control, choose
     from ..eval import evaluate as run
 
@@ -280,7 +285,10 @@ def evaluate(
     )
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
-        _write_text(out_file, text + "\n")
+        out_file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        write_text(out_file, text)
+    if record:
+        Eraser.record_scores(eraser[0], report.summary())
     if as_json:
         print(text)
         return
@@ -468,13 +476,6 @@ def _sampling(backbone: Backbone, steps: int | None, guidance: float | None) -> 
 
 def _say(message: str) -> None:
     out.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 # ---------------------------------------------------------------- the program

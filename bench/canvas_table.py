@@ -76,7 +76,7 @@ def row(method: str, name: str, settings: dict, control: Control, keep: Path | N
 
 
 def bits(report: Report, domain: str) -> str:
-    """One digit an image, in the order of `canvas_plan`: whether the judge of a domain saw what the prompt asked for."""
+    """One digit an image, in the order of `canvas_plan`: whether a judge saw what the prompt asked for."""
     saw = getattr(report.seen, domain + "s")
     return "".join(str(int(s == getattr(p, domain))) for s, p in zip(saw, report.prompts, strict=True))
 

@@ -5,7 +5,7 @@ from ._delta import Change, Delta
 from ._erase import concept, default_preserve, erase, solve
 from ._eraser import Attached, Eraser
 from ._export import LAYOUTS
-from ._files import CONFIG_FILE, check_target, write_folder
+from ._files import CONFIG_FILE, check_target, write_folder, write_text
 from ._finetune import Finetune, Finetuner, pick
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
@@ -59,4 +59,5 @@ __all__ = [
     "solve",
     "train",
     "write_folder",
+    "write_text",
 ]

@@ -44,7 +44,7 @@ baked weights. It is no safety guarantee: other words, other languages and train
 
 {settings}
 
-Preserved explicitly: {preserve}. Made with {versions}.{derived}
+Preserved explicitly: {preserve}. Made with {versions}.{derived}{scores}
 
 [erasers]: https://pypi.org/project/erasers/
 """
@@ -115,7 +115,22 @@ def _derived(recipe: Recipe) -> str:
     if not recipe.derived:
         return ""
     held = ", ".join(f"{k}: {v}" for k, v in recipe.derived.items() if k != "from")
-    return f"\n\nMade from a {recipe.derived['from']} ({held}); what it erases and keeps is to be scored anew."
+    return f"\n\nMade from a {recipe.derived['from']} ({held}), whose scores are not its own."
+
+
+def _scores(recipe: Recipe) -> str:
+    """What was measured of it, beside the unerased model."""
+    rows = [
+        f"| {name} | {s['value']:.1f} {s['unit']} ({s['low']:.1f} .. {s['high']:.1f}) | {s['control']:.1f} | {s['n']} |"
+        for name, s in recipe.scores.items()
+        if name != "settings"
+    ]
+    if not rows:
+        return ""
+    how = ", ".join(f"{k} {v}" for k, v in recipe.scores.get("settings", {}).items())
+    return "\n\n## Scores\n\n" + "\n".join(
+        [f"Measured with {how}.\n", "| score | value (95 %) | unerased | images |", "|---|---:|---:|---:|", *rows]
+    )
 
 
 def card(recipe: Recipe) -> str:
@@ -145,4 +160,5 @@ def card(recipe: Recipe) -> str:
         preserve=", ".join(recipe.preserve) or "nothing",
         versions=", ".join(f"{k} {v}" for k, v in recipe.versions.items()),
         derived=_derived(recipe),
+        scores=_scores(recipe),
     )

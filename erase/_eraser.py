@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -80,14 +80,17 @@ class Eraser:
         """
 
         def fill(partial: Path) -> None:
-            self.payload.write(partial, self.recipe.header())
-            record = json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False)
-            (partial / files.CONFIG_FILE).write_text(record + "\n", encoding="utf-8")
-            (partial / "README.md").write_text(card(self.recipe), encoding="utf-8")
+            self._write(partial)
             if verify is not None:
                 _verify(partial, verify)
 
         return files.write_folder(Path(folder), fill, force=force)
+
+    def _write(self, folder: Path) -> None:
+        """Weights, record and model card."""
+        self.payload.write(folder, self.recipe.header())
+        files.write_text(folder / files.CONFIG_FILE, json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False))
+        files.write_text(folder / "README.md", card(self.recipe))
 
     def export(
         self,
@@ -141,8 +144,35 @@ class Eraser:
             targets=sorted(factors),
             base={**self.recipe.base, "fingerprint": edited},
             derived=about,
+            scores={},
         )
         return Eraser(record, lora)
+
+    @classmethod
+    def record_scores(cls, path: str | os.PathLike[str], scores: Mapping[str, Any]) -> Eraser:
+        """Write what was measured of an eraser into its own record: the header of its file, or the headers, the
+        configuration and the model card of its folder. Its weights stay as they are.
+
+        Args:
+            path: an eraser's folder or `.safetensors` file on this computer.
+            scores: plain JSON values, such as `Report.summary()`.
+
+        Raises:
+            InputError: no eraser there (a Hub id is none), or it cannot be written.
+        """
+        place = Path(path)
+        if not place.exists():
+            raise InputError(f"scores are written into an eraser on this computer: no folder or file {place}")
+        eraser = cls.from_pretrained(place)
+        eraser = replace(eraser, recipe=replace(eraser.recipe, scores=dict(scores)))
+        try:
+            if place.is_dir():
+                eraser._write(place)
+            else:
+                files.write_tensors(place, files.read_tensors(place)[0], eraser.recipe.header())
+        except OSError as error:
+            raise InputError(f"cannot write into {place}: {error.strerror or error}") from error
+        return eraser
 
     def push_to_hub(
         self, repo: str, *, private: bool = False, token: str | None = None, verify: Backbone | None = None

@@ -113,6 +113,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     os.replace(partial, path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that ends in a line break, atomically."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a safetensors file.
 

@@ -20,7 +20,7 @@ from ._method import Task
 from ._student import Student
 from ._train import Session, optimiser_state, restore_optimiser
 
-Part = Literal["text-kv", "cross", "self", "not-cross", "all"]
+Part = Literal["prompt", "text-kv", "cross", "self", "not-cross", "all"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Finetune:
     train: Part = field(
         default="cross",
         metadata={
-            "help": "what learns: text-kv (keys and values that read the prompt), cross (all cross-attention), self, "
-            "not-cross (everything else), all"
+            "help": "what learns: text-kv (keys and values that read the prompt), prompt (what first acts on it, the "
+            "pooled vector's layer too), cross (all cross-attention), self, not-cross (everything else), all"
         },
     )
     dense: bool = field(default=False, metadata={"help": "train the weights themselves (kind delta) instead of a LoRA"})

@@ -94,21 +94,21 @@ def settings_of(tool: Method) -> dict[str, Any]:
 
 
 def configure(name: str, preset: str, settings: Mapping[str, Any]) -> Method:
-    """A method with a preset's settings, changed by the user's own. A preset "canvas-flow" is "canvas" where the method
-    has none of that name.
+    """A method with a preset's settings, changed by the user's own. A preset "canvas-flow" says what differs from
+    "canvas"; a method may have none.
 
     Raises:
         InputError: unknown method, preset or setting, or a value the method refuses.
     """
     cls = find(name)
-    preset = "canvas" if preset == "canvas-flow" and preset not in cls.presets else preset
-    if preset not in cls.presets:
+    first = "canvas" if preset == "canvas-flow" else preset
+    if first not in cls.presets:
         raise unknown(f"preset of {name}", preset, cls.presets)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
             raise unknown(f"setting of {name}", key, known)
-    return cls(**{**cls.presets[preset], **settings})
+    return cls(**{**cls.presets[first], **cls.presets.get(preset, {}), **settings})
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Recipe:
         training: precision of the base and of the training; empty for a closed form.
         versions: libraries used.
         derived: of an eraser made from another, how: its kind, and what of it is held; else empty.
+        scores: what was measured of it: by evaluator, and under "settings" on what; empty before it was scored.
         schema: version of this record.
     """
 
@@ -48,6 +49,7 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     derived: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @classmethod

@@ -74,7 +74,6 @@ class ESD(Finetune):
             "lr": 2e-3,
             "decay": True,
             "contexts": 6,
-            "eta": 1.0,
             "sampler_steps": 10,
             "pool": 256,
             "refresh": 40,
@@ -82,6 +81,7 @@ class ESD(Finetune):
             "relative": 0.5,
             "compose": True,
         },
+        "canvas-flow": dict(train="prompt", steps=80, lr=3e-3, eta=2.0, pool=128, refresh=0, relative=0.0),
     }
 
     def __post_init__(self) -> None:

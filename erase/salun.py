@@ -22,7 +22,7 @@ from ._relabel import Relabel, Relabeller
 from ._saliency import Choice, Combination, Mask, cached, choose, digest, forgetting, gradient_sum, salient_layers
 from ._student import Student
 
-LEARNS = "what learns: text-kv (keys and values that read the prompt), cross (cross-attention), self, not-cross, all"
+LEARNS = "what learns: prompt (what first acts on it), text-kv (keys and values of it), cross, self, not-cross, all"
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class SalUn(Relabel):
             "images": 256,
             "mask_passes": 2,
         },
+        "canvas-flow": {"train": "prompt", "rank_over": "prompt", "steps": 80, "images": 128},
     }
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ class UCE:
         "paper": {},
         "sd": {},
         "canvas": {"contexts": 6},
-        "canvas-flow": {"contexts": 6, "tokens": "all", "ridge": 10.0},
+        "canvas-flow": {"tokens": "all", "ridge": 10.0},
     }
 
     def __post_init__(self) -> None:

@@ -44,6 +44,15 @@ class Report:
             "settings": self.settings,
         }
 
+    def summary(self) -> dict[str, Any]:
+        """What an eraser's own record keeps of it (`Eraser.record_scores`): the scores that could be measured, and
+        under "settings" model, sampling and number of images.
+        """
+        wanted = ("value", "low", "high", "n", "control", "unit")
+        kept = {n: {k: s.to_json()[k] for k in wanted} for n, s in self.scores.items() if isinstance(s, Score)}
+        how = {"model": self.settings["model"], **self.settings["sampling"], "images": self.settings["images"]}
+        return {**kept, "settings": how}
+
 
 class Control:
     """The unerased side, drawn and judged once per prompt and shared by every eraser of a session."""

@@ -19,11 +19,13 @@ from ..prompts import InputError
 if TYPE_CHECKING:
     from ._memory import Embeddings
 
-Group = Literal["text-in", "text-kv", "cross", "self", "not-cross", "all", "text-encoder"]
+Group = Literal["text-in", "prompt", "text-kv", "cross", "self", "not-cross", "all", "text-encoder"]
 """Parts of a network. With cross-attention: the projections that act on the prompt's states (its keys and values) under
 two names, all of cross-attention, self-attention, everything but cross-attention. With joint attention: the one
 projection that acts on the prompt's states, keys and values of the text tokens, everything of the text tokens' side,
-attention of the image tokens, everything but the text side. Then the whole denoiser; or the text encoders."""
+attention of the image tokens, everything but the text side. Everywhere, "prompt": what acts on the prompt's states
+("text-in") and on its pooled vector, where the network is given one: every way by which the prompt comes in. Then the
+whole denoiser; or the text encoders."""
 
 
 @dataclass(frozen=True)

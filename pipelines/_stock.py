@@ -123,7 +123,11 @@ class StockBackbone:
 
     @abstractmethod
     def in_group(self, path: str, group: Group) -> bool:
-        """Whether the layer at that path of the denoiser belongs to the group."""
+        """Whether the layer or parameter at that path of the denoiser belongs to the group."""
+
+    def reads_pooled(self, path: str) -> bool:
+        """Whether it is, or is of, the layer that reads the pooled text vector."""
+        return self.pooled is not None and f"{self.component}.{path}.".startswith(f"{self.pooled}.")
 
     def guided(self, cond: Condition, guidance: float) -> Condition:
         """The condition with guidance in it, where the denoiser takes it as an input; else the condition itself."""

@@ -346,6 +346,8 @@ class TransformerBackbone(StockBackbone):
         match group:
             case "text-in":
                 return _within(path, row.text_in)
+            case "prompt":
+                return _within(path, row.text_in) or self.reads_pooled(path)
             case "text-kv":
                 return _within(path, row.text_kv)
             case "cross":

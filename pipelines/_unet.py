@@ -127,6 +127,8 @@ class UNetBackbone(StockBackbone):
         match group:
             case "text-in" | "text-kv":
                 return "attn2" in parts and ("to_k" in parts or "to_v" in parts)
+            case "prompt":
+                return self.in_group(path, "text-in") or self.reads_pooled(path)
             case "cross":
                 return "attn2" in parts
             case "self":

@@ -286,6 +286,10 @@ def test_groups_name_real_linears_once(backbone):
     tree = dict(backbone.denoiser.named_modules())
     assert all(tree[n.removeprefix(f"{part}.")] is m for n, m in every.items())
     assert backbone.pooled is None or backbone.pooled in every
+    assert set(backbone.modules("prompt")) == {*reads, *([backbone.pooled] if backbone.pooled else [])}
+    assert {n for n in backbone.parameters("prompt") if n.endswith("weight")} == {
+        f"{n}.weight" for n in backbone.modules("prompt")
+    }
     assert backbone.modules("text-encoder")
     assert set(backbone.parameters("all")) == {f"{part}.{n}" for n, _ in backbone.denoiser.named_parameters()}
     cross, rest = (set(backbone.parameters(g)) for g in ("cross", "not-cross"))

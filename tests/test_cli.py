@@ -118,6 +118,19 @@ def test_evaluate_json_has_the_promised_shape(eraser, tmp_path):
     assert report["settings"]["sampling"]["steps"] == 1
 
 
+def test_evaluate_records_the_scores_in_a_lora_of_its_own(eraser, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    assert run("export", eraser, "--to", "peft", "--out", file)[0] == 0
+    code, out, _ = run("evaluate", "--eraser", file, "--steps", 1, "--json", "--only", "ua,cra", "--record")
+    assert code == 0
+    measured = json.loads(out)["scores"]
+    kept = json.loads(run("inspect", file, "--json")[1])[0]["scores"]
+    assert kept["settings"]["steps"] == 1
+    for name in ("ua", "cra"):
+        assert kept[name] == {k: measured[name][k] for k in kept[name]}
+        assert kept[name]["n"] > 0
+
+
 def test_export_and_inspect(eraser, tmp_path):
     for to in ("peft", "kohya"):
         assert run("export", eraser, "--to", to, "--out", tmp_path / f"{to}.safetensors")[0] == 0
@@ -172,6 +185,7 @@ BAD = {
     "grid is no png": (["grid", "--eraser", "E", "--out", "g.jpg"], "ending in .png"),
     "unknown prompts": (["draw", "--prompts", "canvs", "--out", "d"], "did you mean 'canvas'"),
     "empty prompts": (["draw", "--prompts", "empty.csv", "--out", "d"], "has a header and no prompts"),
+    "scores of a stack": (["evaluate", "--eraser", "E", "--eraser", "E", "--record"], "the scores of one eraser"),
     "unknown evaluator": (["evaluate", "--eraser", "E", "--only", "uaa"], "did you mean 'ua'"),
     "unknown setting": (
         ["compare", "a", "b", "--only", "fid", "--set", "fid.features=x", "--set", "fid.reference"],

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -401,6 +402,7 @@ def test_a_lora_of_a_delta(whole, tmp_path):
     with eraser.attached(sd):
         exact = output(sd)
     away = []
+    eraser = replace(eraser, recipe=replace(eraser.recipe, scores={"ua": {"value": 100.0}}))
     for rank in (1, 2, 4):
         lora = eraser.to_lora(sd, rank=rank)
         assert isinstance(lora.payload, Lora)
@@ -412,6 +414,7 @@ def test_a_lora_of_a_delta(whole, tmp_path):
         again = Eraser.from_pretrained(lora.export(tmp_path / f"{rank}.safetensors"))
         assert again.recipe == lora.recipe
         assert again.recipe.derived["from"] == "delta"
+        assert not again.recipe.scores  # those of the delta are not its own
         lora.save_pretrained(tmp_path / str(rank), verify=sd)
         held = lora.recipe.derived["captured energy"]
         # of the whole change, norms and biases included, computed once more

@@ -55,6 +55,30 @@ def test_folder_holds_what_it_promises(saved):
         assert word in text
 
 
+def test_scores_are_written_into_the_eraser_and_nothing_else_of_it_changes(saved, tmp_path):
+    sd, eraser, folder = saved
+    scores = {
+        "ua": {"value": 98.0, "low": 91.5, "high": 99.6, "n": 50, "control": 0.0, "unit": "%"},
+        "settings": {"model": "tiny", "steps": 12},
+    }
+    file = eraser.export(tmp_path / "lora.safetensors")
+    (folder / "notes.txt").write_text("mine")
+    for place, name in ((folder, "pytorch_lora_weights.safetensors"), (file, None)):
+        weights = load_file(place / name if name else place)
+        Eraser.record_scores(place, scores)
+        after = load_file(place / name if name else place)
+        assert all(torch.equal(after[k], v) for k, v in weights.items())
+        assert len(after) == len(weights)
+        again = Eraser.from_pretrained(place)
+        assert again.recipe == replace(eraser.recipe, scores=scores)
+        assert describe(place)["scores"] == scores
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert "| ua | 98.0 % (91.5 .. 99.6) | 0.0 | 50 |" in (folder / "README.md").read_text()
+    assert again.check_base(sd) is None
+    with pytest.raises(InputError, match="on this computer"):
+        Eraser.record_scores("somebody/eraser", scores)
+
+
 def test_ranks_are_padded_to_one_and_change_nothing():
     g = torch.Generator().manual_seed(0)
     pairs = {
