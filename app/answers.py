@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from ..prompts import InputError
-from .cli import DeviceOption, ForceOption, JsonOption, _say, out, score_table
+from .cli import DeviceOption, ForceOption, JsonOption, _say, out
+from .compare import show
 
 if TYPE_CHECKING:
     from ..eval import Judges
@@ -104,7 +105,7 @@ def score(
         print(text)
         return
     told = report.settings
-    out.print(score_table(report, f"{', '.join(told['concepts'])}: {folder.name}, percent"))
+    show(f"{', '.join(told['concepts'])}: {folder.name}", report.scores)
     if not told["protocol"]["whole"]:
         side = " x ".join(str(n) for n in told["protocol"]["pixels"])
         _say(f"not the whole protocol: seeds {told['protocol']['seeds']}, {side} pixels")

@@ -1,4 +1,4 @@
-"""`erasers`: erase, draw, grid, evaluate, export, inspect, list. Heavy imports wait inside the commands."""
+"""`erasers`: erase, draw, grid, evaluate, compare, export, inspect, list. Heavy imports wait inside the commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..prompts import InputError, unknown
 
 if TYPE_CHECKING:
     from ..erase import Eraser
-    from ..eval import Report, Sampling
+    from ..eval import Sampling
     from ..pipelines import Backbone
     from ..prompts import Prompt, World
 
@@ -45,6 +45,10 @@ StepsOption = Annotated[int | None, typer.Option(help="Sampler steps. Default: w
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale, 1 is off. Default: what suits the model.")]
 ErasersOption = Annotated[
     list[str] | None, typer.Option("--eraser", "-e", help="Eraser folder, file or Hub id; repeat for several.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of an evaluator, such as fid.reference=FOLDER; repeat for several."),
 ]
 PromptsOption = Annotated[
     str | None, typer.Option("--prompts", "-p", help="Named set (`erasers list prompts`) or a CSV with a text column.")
@@ -286,7 +290,8 @@ def evaluate(
     model: ModelOption = "canvas-sd",
     eraser: ErasersOption = None,
     only: Annotated[
-        str | None, typer.Option(help="Evaluators to run, with commas (see `erasers list evaluators`). Default: all.")
+        str | None,
+        typer.Option(help="Evaluators, with commas (`erasers list evaluators`). Default: all quick ones."),
     ] = None,
     protocol: Annotated[
         str | None,
@@ -304,6 +309,7 @@ def evaluate(
         bool,
         typer.Option("--sequential", help="Attach erasers one after the other; UA of all earlier ones each time."),
     ] = False,
+    settings: SetOption = None,
     keep: Annotated[Path | None, typer.Option(help="Folder in which to keep both galleries.")] = None,
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
     record: Annotated[
@@ -322,13 +328,11 @@ def evaluate(
     if record and (len(eraser) > 1 or not Path(eraser[0]).exists()):
         raise InputError("--record writes the scores of one eraser into its own folder or file here: name just that")
     from ..erase import Eraser, check_target, write_text
-    from ..eval import Control, cost_of
+    from ..eval import Control, choose, cost_of
     from ..eval import evaluate as run
-    from ..eval import find as find_evaluator
 
     names = [n.strip() for n in only.split(",") if n.strip()] if only else None
-    for name in names or ():
-        find_evaluator(name)
+    tools = choose(names, settings or ())
     if out_file is not None:
         check_target(out_file, force)
     loaded = _erasers(eraser)
@@ -339,13 +343,13 @@ def evaluate(
     from ..prompts import world as find_world
 
     place = find_world(protocol) if protocol else UNLEARN_CANVAS if judges is not None else None
-    tools = None
+    seers = None
     if place not in (None, CANVAS) or judges is not None:
         from .answers import load_judges
 
-        tools = load_judges(judges, place or CANVAS, device)
-    how = _chosen(backbone, None if tools is None else place, {"steps": steps, "guidance": guidance})
-    side = Control(backbone, how, judges=tools, every_seed=every_seed)
+        seers = load_judges(judges, place or CANVAS, device)
+    how = _chosen(backbone, None if seers is None else place, {"steps": steps, "guidance": guidance})
+    side = Control(backbone, how, judges=seers, every_seed=every_seed)
     if sequential:
         from ..eval import in_sequence
         from .answers import steps_table
@@ -362,7 +366,7 @@ def evaluate(
             return
         out.print(steps_table(rows, f"{len(loaded)} erasers in sequence on {backbone.name}, percent"))
         return
-    report = run(loaded, backbone, only=names, control=side, keep=keep, force=force)
+    report = run(loaded, backbone, only=tools, control=side, keep=keep, force=force)
     report.settings["cost"] = [cost_of(Path(e)) or "not recorded" for e in eraser]
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
@@ -373,27 +377,9 @@ def evaluate(
     if as_json:
         print(text)
         return
-    out.print(
-        score_table(report, f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}, percent")
-    )
+    from .compare import show
 
-
-def score_table(report: Report, title: str) -> Table:
-    """Scores as a table; what was not measured is a dash."""
-    table = Table(title=title)
-    for column in ("score", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
-        table.add_column(column, justify="left" if column == "score" else "right")
-    for name, s in report.scores.items():
-        if "reason" in (row := s.to_json()):
-            table.add_row(name, "-", row["reason"], "", "", "")
-            continue
-        interval = f"{row['low']:.1f} .. {row['high']:.1f}"
-        paired = ("-", "no control given")
-        if row["control"] is not None:
-            change = f"{row['change']:+.1f} ({row['change_low']:+.1f} .. {row['change_high']:+.1f})"
-            paired = (f"{row['control']:.1f}", change)
-        table.add_row(name, f"{row['value']:.1f}", interval, str(row["n"]), *paired)
-    return table
+    show(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
 
 
 def export(
@@ -491,7 +477,8 @@ def list_(
     for column in rows[0]:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in row.values()))
+        cells = (", ".join(v) if isinstance(v, dict) else v for v in row.values())
+        table.add_row(*(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in cells))
     out.print(table)
 
 
@@ -513,12 +500,22 @@ def _list_methods() -> list[dict[str, Any]]:
 
 
 def _list_evaluators() -> list[dict[str, Any]]:
+    from dataclasses import fields
+
     from ..eval import evaluators
     from ..eval import find as find_evaluator
 
+    unasked = evaluators(unasked=True)
     return [
-        {"id": n, "higher_is_better": find_evaluator(n)().higher_is_better, "description": find_evaluator(n)().about}
+        {
+            "id": n,
+            "higher_is_better": tool.higher_is_better,
+            "default": n in unasked,
+            "settings": {f.name: f.metadata.get("help", "") for f in fields(tool)},  # type: ignore[arg-type]
+            "description": tool.about,
+        }
         for n in evaluators()
+        if (tool := find_evaluator(n)())
     ]
 
 
@@ -601,7 +598,7 @@ def _with_method_flags(args: list[str]) -> Callable[..., None]:
 
 def build(args: list[str]) -> typer.Typer:
     """The program for these arguments; only `erase` looks at them, for its method's flags."""
-    from . import answers
+    from . import answers, compare
 
     app = typer.Typer(
         help="Remove a concept from a text-to-image pipeline and show what was forgotten and what was kept.",
@@ -616,6 +613,7 @@ def build(args: list[str]) -> typer.Typer:
         ("draw", draw),
         ("grid", grid),
         ("evaluate", evaluate),
+        ("compare", compare.compare),
         ("export", export),
         ("inspect", inspect),
         ("list", list_),
@@ -659,6 +657,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="FID of")  # the table says it in its own words
     try:
         code = build(sys.argv[1:])(standalone_mode=False)
     except InputError as error:

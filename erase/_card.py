@@ -120,11 +120,13 @@ def _derived(recipe: Recipe) -> str:
 
 def _scores(recipe: Recipe) -> str:
     """What was measured of it, beside the unerased model."""
-    rows = [
-        f"| {name} | {s['value']:.1f} {s['unit']} ({s['low']:.1f} .. {s['high']:.1f}) | {s['control']:.1f} | {s['n']} |"
-        for name, s in recipe.scores.items()
-        if name != "settings"
-    ]
+    rows = []
+    for name, s in recipe.scores.items():
+        if name == "settings":
+            continue
+        digits = 1 if s["unit"] == "%" else 3
+        value, low, high, base = (f"{s[k]:.{digits}f}" for k in ("value", "low", "high", "control"))
+        rows.append(f"| {name} | {value} {s['unit']} ({low} .. {high}) | {base} | {s['n']} |")
     if not rows:
         return ""
     how = ", ".join(f"{k} {v}" for k, v in recipe.scores.get("settings", {}).items())

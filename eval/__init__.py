@@ -4,10 +4,11 @@ name.
 
 from ._answers import answers, combination, score_answers
 from ._collect import clear, collect
+from ._compare import IMAGE_METRICS, compare
 from ._convert_judge import convert_judge
 from ._cost import COST_FILE, Cost, cost_of
 from ._evaluate import Control, Report, evaluate, mean, protocol_sampling
-from ._evaluator import Case, Evaluator, evaluators, find
+from ._evaluator import Case, Evaluator, choose, evaluators, find
 from ._gallery import Gallery, Sampling, check_place, draw, sampling
 from ._grid import grid, save_image
 from ._judge import Judges, Verdict, judges
@@ -18,6 +19,7 @@ from ._unpack import captioned, unpack
 
 __all__ = [
     "COST_FILE",
+    "IMAGE_METRICS",
     "Case",
     "Control",
     "Cost",
@@ -34,9 +36,11 @@ __all__ = [
     "answers",
     "captioned",
     "check_place",
+    "choose",
     "clear",
     "collect",
     "combination",
+    "compare",
     "convert_judge",
     "cost_of",
     "draw",

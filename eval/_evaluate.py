@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ..erase import Eraser
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError, Prompt, World
-from ._evaluator import Case, evaluators, find
+from ._evaluator import Case, Evaluator, choose
 from ._gallery import Gallery, Sampling, check_place, draw, record, sampling, size
 from ._judge import UNMEASURED, Judges, Verdict
 from ._judge import judges as own_judges
@@ -108,7 +109,7 @@ def evaluate(
     eraser: Eraser | Sequence[Eraser],
     backbone: Backbone,
     *,
-    only: Sequence[str] | None = None,
+    only: Sequence[str] | Mapping[str, Evaluator] | None = None,
     control: Control | None = None,
     keep: Path | None = None,
     force: bool = False,
@@ -121,7 +122,7 @@ def evaluate(
     Args:
         eraser: one, or several to be attached together and scored like one.
         backbone: the pipeline they were made for.
-        only: names of evaluators; all by default.
+        only: names of evaluators, or evaluators with settings of their own by name; by default all that run unasked.
         control: shares the unerased images between calls, and fixes the sampling.
         keep: folder in which to keep both galleries, as `original` and `erased`.
         force: replace galleries that are there already.
@@ -130,7 +131,7 @@ def evaluate(
         InputError: the pipeline's world has no judges, or an unknown evaluator.
     """
     stack = [eraser] if isinstance(eraser, Eraser) else list(eraser)
-    tools = {n: find(n)() for n in (only or evaluators())}
+    tools = only if isinstance(only, Mapping) else choose(only)
     if keep is not None:
         for side in ("original", "erased"):
             check_place(keep / side, force)
@@ -207,7 +208,9 @@ def mean(scores: Sequence[Score | NotApplicable]) -> Score | NotApplicable:
         return scores[0]
     if len(real) == 1:
         return real[0]
-    k = len(real)
+    k, unit = len(real), real[0].unit
+    least, most = (0.0, 100.0) if unit == "%" else (-math.inf, math.inf)
+    same = {d: v for d, v in real[0].details.items() if all(s.details.get(d) == v for s in real)}
 
     def average(name: str) -> float:
         return sum(getattr(s, name) for s in real) / k
@@ -219,13 +222,14 @@ def mean(scores: Sequence[Score | NotApplicable]) -> Score | NotApplicable:
     return Score(
         value,
         sum(s.n for s in real),
-        max(0.0, value - bound("low", "value")),
-        min(100.0, value + bound("high", "value")),
+        max(least, value - bound("low", "value")),
+        min(most, value + bound("high", "value")),
         average("control"),
         change,
         change - bound("change_low", "change"),
         change + bound("change_high", "change"),
-        details={"concepts": k, **_conventions(real)},
+        unit=unit,
+        details={**same, "concepts": k, **_conventions(real)},
     )
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ..prompts import CANVAS, Concept, Prompt, World, unknown
+from ..prompts import CANVAS, Concept, InputError, Prompt, World, unknown
 from ._gallery import Gallery
 from ._judge import Verdict
 from ._score import NotApplicable, Score, share
+
+GRID = ("grid", "")
+"""Roles of ordinary prompts; those in a CSV without a column `role` have none."""
+
+NO_JUDGE = "no judge looked at these images"
+NO_CONTROL = "no images of the unerased model were given"
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Case:
         concept: what was erased and is being scored.
         erased: names of all concepts the eraser removes; prompts with another erased one count for nobody.
         gallery, control: images with and without the eraser.
-        seen, seen_control: what the judges saw in them; the second is None where no control was given.
+        seen, seen_control: what the judges saw in them; None where no judge knows this world, the second also where no
+            control was given.
         world: whose grid the prompts are of.
     """
 
@@ -33,9 +40,14 @@ class Case:
     erased: frozenset[str]
     gallery: Gallery
     control: Gallery
-    seen: Verdict
-    seen_control: Verdict | None
+    seen: Verdict | None = None
+    seen_control: Verdict | None = None
     world: World = CANVAS
+
+    @property
+    def paired(self) -> bool:
+        """Whether there is an unerased side. Where judges looked at one gallery only, there is none."""
+        return self.seen is None or self.seen_control is not None
 
     @property
     def domain(self) -> str:
@@ -49,15 +61,15 @@ class Case:
 
     def targets(self, role: str = "grid") -> list[int]:
         """Images whose prompt asks for the concept, in one role ("grid", "synonym", "held-out")."""
-        return [k for k, p in enumerate(self.gallery.prompts) if p.role == role and self._asks(p)]
+        roles = GRID if role == "grid" else (role,)
+        return [k for k, p in enumerate(self.gallery.prompts) if p.role in roles and self._asks(p)]
 
     def others(self) -> list[int]:
         """Grid images whose prompt asks for no erased concept."""
-        rows = enumerate(self.gallery.prompts)
-        return [k for k, p in rows if p.role == "grid" and not {p.object, p.style} & self.erased]
+        return [k for k, p in enumerate(self.gallery.prompts) if p.role in GRID and not _named(p) & self.erased]
 
     def _asks(self, p: Prompt) -> bool:
-        return self.concept.name in (p.object, p.style) and len({p.object, p.style} & self.erased) == 1
+        return _named(p) & self.erased == {self.concept.name}
 
     def kept(self, domain: str, *, targets: bool, photo: bool) -> list[int]:
         """Grid images on which accuracy for a domain is retained.
@@ -116,7 +128,9 @@ class Case:
     def correct(self, domain: str, rows: list[int]) -> tuple[list[bool], list[bool] | None]:
         """Whether the judge of a domain sees what each prompt asked for: with the eraser, and without."""
 
-        def hits(seen: Verdict) -> list[bool]:
+        def hits(seen: Verdict | None) -> list[bool]:
+            if seen is None:
+                raise ValueError("no judge looked at these images")
             names = seen.objects if domain == "object" else seen.styles
             return [names[k] == getattr(self.gallery.prompts[k], domain) for k in rows]
 
@@ -124,15 +138,15 @@ class Case:
 
     def accuracy(self, domain: str, rows: list[int], cluster: str, why_not: str) -> Score | NotApplicable:
         """Judge accuracy on some images, clustered by what their prompts ask for in `cluster`."""
-        if not rows:
-            return NotApplicable(why_not)
+        if not rows or self.seen is None:
+            return NotApplicable(why_not if self.seen else NO_JUDGE)
         return share(*self.correct(domain, rows), [getattr(self.gallery.prompts[k], cluster) for k in rows])
 
     def forgotten(self, role: str, why_not: str) -> Score | NotApplicable:
         """1 - judge accuracy for the concept on prompts that ask for it, clustered by the other domain."""
         rows = self.targets(role)
-        if not rows:
-            return NotApplicable(why_not)
+        if not rows or self.seen is None:
+            return NotApplicable(why_not if self.seen else NO_JUDGE)
         hits, control = self.correct(self.domain, rows)
         clusters = [getattr(self.gallery.prompts[k], self.other_domain) for k in rows]
         names = self.seen.objects if self.domain == "object" else self.seen.styles
@@ -142,9 +156,17 @@ class Case:
         return share([not h for h in hits], base, clusters, drawn_instead=most)
 
 
+def _named(p: Prompt) -> set[str]:
+    """Every concept that a prompt asks for; sets of one's own name it in the column `concept`."""
+    return {p.concept, p.object, p.style} - {""}
+
+
 @runtime_checkable
 class Evaluator(Protocol):
-    """A frozen dataclass of its own settings that turns a case into a score."""
+    """A frozen dataclass of its own settings that turns a case into a score.
+
+    A class with `default: ClassVar[bool] = False` runs only when it is asked for by name: it is slow, or needs weights.
+    """
 
     higher_is_better: ClassVar[bool]
     about: ClassVar[str]
@@ -154,19 +176,72 @@ class Evaluator(Protocol):
         ...
 
 
-def evaluators() -> list[str]:
-    """The names of the evaluators in this folder: every file without a leading underscore."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_"))
+def evaluators(*, unasked: bool = False) -> list[str]:
+    """The names of the evaluators in this folder: every file without a leading underscore.
+
+    Args:
+        unasked: only those that run where nobody names any.
+    """
+    names = sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_"))
+    return [n for n in names if getattr(find(n), "default", True)] if unasked else names
 
 
-def find(name: str) -> Callable[[], Evaluator]:
-    """The evaluator class of that name.
+def find(name: str) -> Callable[..., Evaluator]:
+    """The evaluator class of that name, or of "my_lab.my_score:Score" for one of your own.
 
     Raises:
         InputError: no such evaluator.
     """
-    if name not in evaluators():
-        raise unknown("evaluator", name, evaluators())
-    module = importlib.import_module(f"{__package__}.{name}")
-    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-    return next(c for c in own if hasattr(c, "score"))
+    if ":" in name:
+        try:
+            module_name, _, class_name = name.partition(":")
+            own = [getattr(importlib.import_module(module_name), class_name)]
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InputError(f"cannot import evaluator {name!r}: {error}; expected 'package.module:Class'") from error
+    else:
+        if name not in evaluators():
+            raise unknown("evaluator", name, evaluators())
+        module = importlib.import_module(f"{__package__}.{name}")
+        own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    found = next((c for c in own if hasattr(c, "score")), None)
+    if found is None:
+        raise InputError(f"{name} is no evaluator: expected a class with score(case)")
+    return found  # type: ignore[no-any-return]
+
+
+def choose(names: Sequence[str] | None = None, settings: Sequence[str] = ()) -> dict[str, Evaluator]:
+    """Evaluators by name, ready to score.
+
+    Args:
+        names: which; by default those that run unasked.
+        settings: "EVALUATOR.SETTING=VALUE", such as "fid.reference=photos".
+
+    Raises:
+        InputError: an unknown evaluator or setting, a setting of an evaluator that does not run, or a bad value.
+    """
+    chosen = list(dict.fromkeys(names or evaluators(unasked=True)))
+    given: dict[str, dict[str, Any]] = {n: {} for n in chosen}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        name, dot, setting = key.strip().rpartition(".")
+        if not equals or not dot:
+            raise InputError(f"expected EVALUATOR.SETTING=VALUE, such as fid.reference=photos; got {text!r}")
+        if name not in given:
+            raise unknown("evaluator among those that run", name, chosen)
+        kinds = {f.name: type(f.default) for f in fields(find(name))}  # type: ignore[arg-type]
+        if setting not in kinds:
+            raise unknown(f"setting of {name}", setting, kinds)
+        given[name][setting] = _read(value.strip(), kinds[setting], key)
+    return {n: find(n)(**given[n]) for n in chosen}
+
+
+def _read(value: str, kind: type, key: str) -> Any:  # noqa: ANN401
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise InputError(f"{key}: expected true or false, got {value!r}")
+        return value.lower() == "true"
+    try:
+        return kind(value)
+    except ValueError as error:
+        what = "a whole number" if kind is int else "a number"
+        raise InputError(f"{key}: expected {what}, got {value!r}") from error

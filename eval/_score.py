@@ -23,7 +23,7 @@ class Score:
         control: the same figure of the unerased model on the same prompts and seeds; NaN (null in JSON) where its
             images were not given.
         change: value - control, with its paired 95 % interval `change_low`, `change_high`.
-        unit: "%".
+        unit: "%", a factor such as "x1000", or "" for a plain number.
         details: whatever else helps to read it.
     """
 

@@ -157,7 +157,7 @@ def test_help_names_every_flag_with_its_default():
     for word in ("--tokens", "--ridge", "--no-synonyms", "--erase-scale", "Default: 0.5", "--anchor", "--preserve"):
         assert word in out
     assert "--strength" in run("erase", "--method", "random", "--help")[1]
-    for command in ("draw", "grid", "evaluate", "export", "inspect", "list"):
+    for command in ("draw", "grid", "evaluate", "compare", "export", "inspect", "list"):
         assert run(command, "--help")[0] == 0
 
 
@@ -187,6 +187,18 @@ BAD = {
     "empty prompts": (["draw", "--prompts", "empty.csv", "--out", "d"], "has a header and no prompts"),
     "scores of a stack": (["evaluate", "--eraser", "E", "--eraser", "E", "--record"], "the scores of one eraser"),
     "unknown evaluator": (["evaluate", "--eraser", "E", "--only", "uaa"], "did you mean 'ua'"),
+    "unknown setting": (
+        ["compare", "a", "b", "--only", "fid", "--set", "fid.features=x", "--set", "fid.reference"],
+        "expected EVALUATOR.SETTING=VALUE",
+    ),
+    "setting of nobody": (["compare", "a", "b", "--only", "kid", "--set", "fid.features=x"], "did you mean 'kid'"),
+    "misspelt setting": (["evaluate", "--eraser", "E", "--only", "kid", "--set", "kid.subest=3"], "mean 'subset'"),
+    "setting of another kind": (
+        ["evaluate", "--eraser", "E", "--only", "kid", "--set", "kid.subset=x"],
+        "a whole number",
+    ),
+    "refused setting": (["evaluate", "--eraser", "E", "--only", "kid", "--set", "kid.subset=1"], "2 or more images"),
+    "no gallery": (["compare", "a", "b"], "a is no gallery"),
     "export to nowhere": (["export", "E", "--to", "koya", "--out", "x.safetensors"], "did you mean 'kohya'"),
     "pickle": (["inspect", "evil.bin"], "is a pickle"),
     "truncated": (["inspect", "cut.safetensors"], "no whole safetensors file"),

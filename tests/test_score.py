@@ -26,7 +26,7 @@ def case(name, see, see_control=lambda p: (p.object, p.style), erased=None):
 
 
 def scores(c):
-    return {n: find(n)().score(c) for n in evaluators()}
+    return {n: find(n)().score(c) for n in evaluators(unasked=True)}
 
 
 def values(c):

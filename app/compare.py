@@ -1,0 +1,70 @@
+"""The command `compare`, and how scores of several units are shown. Thin, as all commands are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from .cli import JsonOption, SetOption, err, out
+
+if TYPE_CHECKING:
+    from ..eval import NotApplicable, Score
+
+
+def compare(
+    erased: Annotated[Path, typer.Argument(help="Gallery drawn with the eraser: OUT/erased of `erasers draw`.")],
+    original: Annotated[Path, typer.Argument(help="Gallery of the same prompts and seeds without it: OUT/original.")],
+    concept: Annotated[
+        str, typer.Option(help="What was erased, as the prompts' `concept` column names it. Default: the manifest's.")
+    ] = "",
+    only: Annotated[
+        str | None, typer.Option(help="Evaluators, with commas. Default: lpips, clip_score and drift.")
+    ] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score two galleries that are there already: any pipeline, any prompts, no judge needed."""
+    from ..eval import IMAGE_METRICS, Gallery, choose
+    from ..eval import compare as run
+
+    names = [n.strip() for n in only.split(",") if n.strip()] if only else None
+    tools = choose(names or IMAGE_METRICS, settings or ())
+    scores = run(Gallery.load(erased), Gallery.load(original), concept, only=tools)
+    if as_json:
+        print(json.dumps({k: v.to_json() for k, v in scores.items()}, indent=1, ensure_ascii=False))
+        return
+    show(f"{erased} beside {original}", scores)
+
+
+def show(title: str, scores: Mapping[str, Score | NotApplicable]) -> None:
+    """Print scores as a table, and below it what a figure warns of."""
+    table = Table(title=title)
+    for column in ("score", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    notes = []
+    for name, s in scores.items():
+        row = s.to_json()
+        if "reason" in row:
+            table.add_row(name, "-", row["reason"], "", "", "")
+            continue
+        digits = 1 if row["unit"] == "%" else 3
+
+        def figure(key: str, sign: str = "", row: dict[str, float] = row, digits: int = digits) -> str:
+            return f"{row[key]:{sign}.{digits}f}"
+
+        paired = ["-", "no control given"]
+        if row["control"] is not None:
+            change = f"{figure('change', '+')} ({figure('change_low', '+')} .. {figure('change_high', '+')})"
+            paired = [figure("control"), change]
+        label = f"{name}, {row['unit']}" if row["unit"] else name
+        table.add_row(label, figure("value"), f"{figure('low')} .. {figure('high')}", str(row["n"]), *paired)
+        if note := row["details"].get("warning"):
+            notes.append(f"{name}: {note}")
+    out.print(table)
+    for note in notes:
+        err.print(note, markup=False, highlight=False, soft_wrap=True)

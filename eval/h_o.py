@@ -1,0 +1,87 @@
+"""H_o: forgetting, keeping and generalising in one figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..prompts import InputError
+from ._against import clusters, resampled, suited
+from ._distances import h_o
+from ._evaluator import NO_CONTROL, NO_JUDGE, Case
+from ._score import NotApplicable, Score, wilson
+from ._zero_shot import right, zero_shot
+from .clip_accuracy import CLASSES_HELP, TEMPLATE_HELP
+from .clip_score import CLIP_B, CLIP_HELP
+
+
+@dataclass(frozen=True)
+class HO:
+    """H_o = 3 / (1 / (1 - Acc_e) + 1 / Acc_s + 1 / (1 - Acc_g)) (MACE, arXiv 2403.06135; UnHype), in percent: Acc_e on
+    prompts of the erased concept, Acc_s on the others, Acc_g on the erased concept's synonyms.
+
+    An eraser that does nothing and one that erases everything both get 0 or nearly so. The interval puts the Wilson
+    bounds of all three together, so it is wider than 95 %.
+    """
+
+    by: str = field(default="clip", metadata={"help": "who names the images: clip (as MACE) or judge"})
+    model: str = field(default="", metadata={"help": CLIP_HELP})
+    classes: str = field(default="", metadata={"help": CLASSES_HELP})
+    template: str = field(default="", metadata={"help": TEMPLATE_HELP})
+
+    higher_is_better: ClassVar[bool] = True
+    default: ClassVar[bool] = False
+    about: ClassVar[str] = "H_o: harmonic mean of forgetting the concept, keeping the others, forgetting its synonyms."
+
+    def __post_init__(self) -> None:
+        if self.by not in ("clip", "judge"):
+            raise InputError(f"by: expected clip or judge, got {self.by!r}")
+
+    def score(self, case: Case) -> Score | NotApplicable:
+        """Beside the unerased model's own, on the same prompts and seeds."""
+        sets = {"erased": case.targets(), "kept": case.others(), "synonyms": case.targets("synonym")}
+        if not case.paired:
+            return NotApplicable(NO_CONTROL)
+        missing = [name for name, rows in sets.items() if not rows]
+        if missing:
+            return NotApplicable(f"no prompts of the role {' and '.join(missing)}")
+        if self.by == "judge" and case.seen is None:
+            return NotApplicable(NO_JUDGE)
+        found = self._hits(case, sets)
+        if isinstance(found, NotApplicable):
+            return found
+        who, parts = found
+        if any(hits.shape[1] == 0 for hits, _ in parts.values()):
+            return NotApplicable("some of its prompts ask for none of the classes")
+        shares = np.array([[float(side.double().mean()) for side in hits] for hits, _ in parts.values()]).T
+        value, base = (100 * h_o(*row) for row in shares)
+        rng = np.random.default_rng(0)
+        draws = np.stack([resampled(hits.double().numpy(), names, 2000, rng) for hits, names in parts.values()], 2)
+        changes = [100 * (h_o(*a) - h_o(*b)) for a, b in zip(*draws, strict=True)]
+        bounds = [wilson(int(hits[0].sum()), hits.shape[1]) for hits, _ in parts.values()]
+        low, high = (100 * h_o(bounds[0][1 - s], bounds[1][s], bounds[2][1 - s]) for s in (0, 1))
+        change_low, change_high = (float(np.quantile(changes, q)) for q in (0.025, 0.975))
+        sides = zip(("eraser", "unerased"), 100 * shares.round(6), strict=True)
+        details = {"by": who, **{f"Acc_e, Acc_s, Acc_g, {side}": row.tolist() for side, row in sides}}
+        n = sum(hits.shape[1] for hits, _ in parts.values())
+        return Score(value, n, low, high, base, value - base, change_low, change_high, details=details)
+
+    def _hits(
+        self, case: Case, sets: dict[str, list[int]]
+    ) -> tuple[str, dict[str, tuple[Tensor, list[str]]]] | NotApplicable:
+        """Whether what was asked for was seen [2, n], and each image's cluster."""
+        if self.by == "judge":
+            hits = {n: torch.tensor(case.correct(case.domain, rows)) for n, rows in sets.items()}
+            return "judge", {n: (h, clusters(case, sets[n])) for n, h in hits.items()}
+        judge = zero_shot(case, suited(case, self.model, "canvas-clip", CLIP_B), self.classes, self.template)
+        if isinstance(judge, NotApplicable):
+            return judge
+        out = {}
+        for name, rows in sets.items():
+            _, seen, used = right(case, judge, rows)
+            out[name] = seen, clusters(case, used)
+        return judge.model, out
