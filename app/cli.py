@@ -1,4 +1,5 @@
-"""`erasers`: erase, draw, grid, evaluate, export, inspect, list. Heavy imports wait inside the commands."""
+"""`erasers`: erase, draw, grid, evaluate, export, inspect, list; `benchmark` lies in a file of its own. Heavy imports wait inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..prompts import InputError, unknown
+from ._benchmark import benchmark
 
 if TYPE_CHECKING:
     from ..erase import Eraser
@@ -521,6 +523,7 @@ def build(args: list[str]) -> typer.Typer:
         ("export", export),
         ("inspect", inspect),
         ("list", list_),
+        ("benchmark", benchmark),
     ):
         app.command(name)(command)
     app.callback()(_version)
