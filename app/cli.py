@@ -1,4 +1,5 @@
-"""`erasers`: erase, draw, grid, evaluate, export, inspect, list; `benchmark` lies in a file of its own. Heavy imports wait inside the commands.
+"""`erasers`: erase, draw, grid, evaluate, export, inspect, list; `benchmark` and `report` lie in files of their
+own. Heavy imports wait inside the commands.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from ..prompts import InputError, unknown
 from ._benchmark import benchmark
+from ._report import report
 
 if TYPE_CHECKING:
     from ..erase import Eraser
@@ -524,6 +526,7 @@ def build(args: list[str]) -> typer.Typer:
         ("inspect", inspect),
         ("list", list_),
         ("benchmark", benchmark),
+        ("report", report),
     ):
         app.command(name)(command)
     app.callback()(_version)
