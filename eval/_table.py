@@ -233,7 +233,7 @@ def _board(part: pd.DataFrame, rows: Sequence[Row], about: dict[str, Any]) -> di
         line["scores"] = {
             str(n): _mean(part_of)
             for n, g in shared.groupby("evaluator")
-            if len(part_of := g[g["value"].notna() & g["concept"].isin(measured[n])])
+            if len(part_of := g[g["value"].notna() & g["concept"].isin(measured.get(n, set()))])
         }
         line["harmonic"] = harmonic([line["scores"].get(n, {}).get("mean") for n in BALANCE])
         for cost in ("seconds", "extra_mb", "bytes"):

@@ -155,10 +155,13 @@ def test_an_evaluator_counts_where_all_entries_have_it():
     """Scores that some cells lack (made before the evaluator was there) are compared on what all have."""
     rows = [cell(c, swaps(c)) for c in ("star", "ink")] + [cell(c, right, method="esd") for c in ("star", "ink")]
     del rows[0]["scores"]["cra"]
+    for r in rows:
+        r["scores"]["neighbours"] = {"value": None, "reason": "nothing to measure"}
     (board,) = leaderboard(rows)
     assert len(board["concepts"]) == 2
     for entry in board["entries"]:
         assert (entry["scores"]["cra"]["concepts"], entry["scores"]["ua"]["concepts"]) == (1, 2), entry["method"]
+        assert "neighbours" not in entry["scores"], "what nobody measured is no figure"
 
 
 def test_a_control_has_an_interval_only_where_the_figure_is_a_share():
