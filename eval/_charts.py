@@ -69,7 +69,7 @@ def heat_map(
     if len(values) != len(rows) or any(len(line) != len(columns) for line in values):
         raise InputError(f"expected {len(rows)} x {len(columns)} values, got {[len(line) for line in values]}")
     left, top = (
-        6.2 * max(map(len, rows), default=0) + 6,
+        7.4 * max(map(len, rows), default=0) + 8,
         5.4 * max(map(len, columns), default=0) + (30 if title else 12),
     )
     width, height = left + cell * len(columns) + 14, top + cell * len(rows) + 6
