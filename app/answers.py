@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from ..prompts import InputError
-from .cli import DeviceOption, ForceOption, JsonOption, _say, out
+from .cli import DeviceOption, ForceOption, JsonOption, _say
 from .compare import show
 
 if TYPE_CHECKING:

@@ -1,4 +1,6 @@
-"""`erasers`: erase, draw, grid, evaluate, compare, export, inspect, list. Heavy imports wait inside the commands."""
+"""`erasers`: the program and its commands on erasers; those on galleries, answer sets, benchmarks and reports lie in files
+of their own. Heavy imports wait inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..prompts import InputError, unknown
+from ._benchmark import benchmark
+from ._report import report
 
 if TYPE_CHECKING:
     from ..erase import Eraser
@@ -621,6 +625,8 @@ def build(args: list[str]) -> typer.Typer:
         ("convert-judge", answers.convert_judge),
         ("train-judge", answers.train_judge),
         ("unpack", answers.unpack),
+        ("benchmark", benchmark),
+        ("report", report),
     ):
         app.command(name)(command)
     app.callback()(_version)

@@ -3,6 +3,9 @@ name.
 """
 
 from ._answers import answers, combination, score_answers
+from ._benchmark import Plan, benchmark, rows_of
+from ._cells import Cells, import_rows
+from ._charts import Point, frontier, heat_map
 from ._collect import clear, collect
 from ._compare import IMAGE_METRICS, compare
 from ._convert_judge import convert_judge
@@ -12,8 +15,12 @@ from ._evaluator import Case, Evaluator, choose, evaluators, find
 from ._gallery import Gallery, Sampling, check_place, draw, sampling
 from ._grid import grid, save_image
 from ._judge import Judges, Verdict, judges
+from ._paired import Difference, paired, plan_of
+from ._peak import Peak, resident
+from ._report import erased_by_asked, object_by_style, report
 from ._score import NotApplicable, Score
 from ._sequence import Steps, in_sequence
+from ._table import best, leaderboard, read_table, table, write_all
 from ._train_judge import Lesson, measure, train_judge
 from ._unpack import captioned, unpack
 
@@ -21,19 +28,26 @@ __all__ = [
     "COST_FILE",
     "IMAGE_METRICS",
     "Case",
+    "Cells",
     "Control",
     "Cost",
+    "Difference",
     "Evaluator",
     "Gallery",
     "Judges",
     "Lesson",
     "NotApplicable",
+    "Peak",
+    "Plan",
+    "Point",
     "Report",
     "Sampling",
     "Score",
     "Steps",
     "Verdict",
     "answers",
+    "benchmark",
+    "best",
     "captioned",
     "check_place",
     "choose",
@@ -44,18 +58,32 @@ __all__ = [
     "convert_judge",
     "cost_of",
     "draw",
+    "erased_by_asked",
     "evaluate",
     "evaluators",
     "find",
+    "frontier",
     "grid",
+    "heat_map",
+    "import_rows",
     "in_sequence",
     "judges",
+    "leaderboard",
     "mean",
     "measure",
+    "object_by_style",
+    "paired",
+    "plan_of",
     "protocol_sampling",
+    "read_table",
+    "report",
+    "resident",
+    "rows_of",
     "sampling",
     "save_image",
     "score_answers",
+    "table",
     "train_judge",
     "unpack",
+    "write_all",
 ]

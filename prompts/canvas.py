@@ -47,6 +47,17 @@ STYLES: tuple[Concept, ...] = (
 
 CONCEPTS: dict[str, Concept] = {c.name: c for c in (*OBJECTS, *STYLES)}
 
+DEV: tuple[str, ...] = ("moon", "circle", "ring", "flower", "cup", "flat", "pencil", "mosaic", "watercolor")
+"""Concepts on which settings may be chosen; the others are held out, and figures are reported on them."""
+
+
+def split(name: str) -> str:
+    """Either "dev" or "held-out"; of a stack "a+b", held-out only if all of it is; "" for what is no Canvas concept."""
+    parts = name.split("+")
+    if any(p not in CONCEPTS for p in parts):
+        return ""
+    return "dev" if any(p in DEV for p in parts) else "held-out"
+
 
 def find(name: str) -> Concept:
     """The Canvas concept of that name or synonym.
@@ -58,6 +69,11 @@ def find(name: str) -> Concept:
         if name.lower() in concept.names:
             return concept
     raise unknown("Canvas concept", name, CONCEPTS)
+
+
+def known(name: str) -> bool:
+    """Whether the world has a concept of that name or synonym."""
+    return any(name.lower() in c.names for c in CONCEPTS.values())
 
 
 def caption(object_name: str, style_name: str) -> str:

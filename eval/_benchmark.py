@@ -1,0 +1,418 @@
+"""The benchmark: methods x settings x concepts x seeds on models, cell by cell, each kept as soon as it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..erase import Eraser, Loop, Method, checkpoints, configure, settings_of, write_folder
+from ..erase import concept as known
+from ..erase import erase as make
+from ..pipelines import Backbone, distance, fingerprint
+from ..pipelines import load as load_model
+from ..prompts import InputError, Prompt, canvas, unknown
+from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug, write_text
+from ._evaluate import Control, Report, evaluate
+from ._evaluator import find
+from ._gallery import Gallery, Sampling, sampling
+from ._grid import save_image
+from ._judge import Verdict
+from ._paired import hits
+from ._peak import Peak
+
+RECORD = "benchmark.json"
+MADE = "made.json"
+SHOWN = 8
+"""Pictures kept of each cell, beside the unerased ones."""
+SAME_MODEL = 0.01
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a benchmark makes.
+
+    Attributes:
+        methods: names; `random` is the control.
+        concepts: names, or stacks of erasers "a+b" that are attached together and scored as one.
+        models: bundled names, folders or Hub ids.
+        seeds: of the making of each eraser.
+        settings: by method, what is changed from the preset that suits the model: one mapping, or several to compare.
+        only: evaluators; all by default.
+        rank: score the LoRAs of this rank that are made of deltas.
+        steps, guidance: of the sampler; what suits the model by default.
+
+    Raises:
+        InputError: nothing to do, an unknown evaluator, or settings of a method that is not among the methods.
+    """
+
+    methods: tuple[str, ...]
+    concepts: tuple[str, ...]
+    models: tuple[str, ...] = ("canvas-sd",)
+    seeds: tuple[int, ...] = (0,)
+    settings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    only: tuple[str, ...] | None = None
+    rank: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", tuple(m for m in self.methods if m != "original"))
+        for name in ("methods", "concepts", "models", "seeds"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+            if not getattr(self, name):
+                raise InputError(f"expected at least one of the {name}, got none")
+        for name in self.only or ():
+            find(name)
+        for name, several in self.settings.items():
+            if name not in self.methods:
+                raise unknown("method in the settings", name, self.methods)
+            if not several:
+                raise InputError(f"the settings of {name}: expected at least one mapping, got none")
+
+    @property
+    def scores(self) -> list[str] | None:
+        """The names of the evaluators that were asked for; None for those that run unasked."""
+        return sorted(set(self.only)) if self.only else None
+
+    def sampling(self, backbone: Backbone) -> Sampling:
+        """How images of a model are drawn."""
+        given: dict[str, Any] = {"steps": self.steps, "guidance": self.guidance}
+        return replace(sampling(backbone), **{k: v for k, v in given.items() if v is not None})
+
+    def cells(self, model: str, preset: str) -> dict[CellKey, Mapping[str, Any]]:
+        """Every cell of a model, with the settings that were asked for; concept by concept, so that a run cut short has
+        few concepts with all methods rather than all concepts with few.
+        """
+        out: dict[CellKey, Mapping[str, Any]] = {}
+        for concept in self.concepts:
+            for method in self.methods:
+                for given in self.settings.get(method, ({},)):
+                    effective = settings_of(configure(method, preset, given))
+                    for seed in self.seeds:
+                        out[CellKey(model, method, digest(effective, self.rank), concept, seed)] = given
+        return out
+
+
+class KeptControl(Control):
+    """The unerased side, kept in a folder: a run that goes on draws none of it again."""
+
+    def __init__(self, backbone: Backbone, how: Sampling, cells: Cells) -> None:
+        super().__init__(backbone, how)
+        self.cells = cells
+        self.folder = cells.folder / "control" / slug(backbone.name)
+        self._kept: dict[Prompt, tuple[Any, str, str]] = {}
+        self._read: set[str] = set()
+        self._look()
+
+    def _look(self) -> None:
+        """Take in what lies in the folder and was not read yet."""
+        for part in sorted(p for p in self.folder.glob("[!.]*") if p.is_dir() and p.name not in self._read):
+            self._add(Gallery.load(part))
+            self._read.add(part.name)
+
+    def _add(self, gallery: Gallery) -> None:
+        seen = gallery.manifest["seen"]
+        rows = zip(gallery.prompts, gallery.images, seen["objects"], seen["styles"], strict=True)
+        self._kept |= {p: (image, o, s) for p, image, o, s in rows}
+
+    def side(self, prompts: Sequence[Prompt]) -> tuple[Gallery, Verdict]:
+        """Gallery and verdict of these prompts; what lies in the folder is not drawn again."""
+        if not all(p in self._kept for p in prompts):
+            with self.cells.alone(f"control {self.folder.name}"):
+                self._look()  # another process may have drawn them meanwhile
+                if new := tuple(p for p in dict.fromkeys(prompts) if p not in self._kept):
+                    self._draw(new)
+        images, objects, styles = zip(*(self._kept[p] for p in prompts), strict=True)
+        manifest = {"model": self.backbone.name, "erasers": [], "sampling": asdict(self.how)}
+        return Gallery(tuple(prompts), images, manifest), Verdict(objects, styles)
+
+    def _draw(self, new: tuple[Prompt, ...]) -> None:
+        name = hashlib.sha256(repr(new).encode()).hexdigest()[:12]
+        self.cells.clear(self.folder / name)
+        gallery, seen = super().side(new)
+        kept = replace(gallery, manifest={**gallery.manifest, "seen": asdict(seen)})
+        kept.save(self.folder / name, force=True)
+        self._add(kept)
+        self._read.add(name)
+
+
+@dataclass
+class _Bench:
+    """One model's part of a run."""
+
+    plan: Plan
+    cells: Cells
+    backbone: Backbone
+    control: KeptControl
+    keep: bool
+
+    def score(self, key: CellKey, given: Mapping[str, Any]) -> Row:
+        """Make, or take from an earlier run, the erasers of a cell; score them as one."""
+        parts = [self._made(replace(key, concept=n), given) for n in key.concept.split("+")]
+        erasers, took = [e for e, _ in parts], [t for _, t in parts]
+        if self.plan.rank is not None:
+            erasers = [e.to_lora(self.backbone, rank=self.plan.rank) for e in erasers]
+            took = [{**t, "bytes": _size(e)} for e, t in zip(erasers, took, strict=True)]
+        galleries = self.cells.folder / ("galleries" if self.keep else ".galleries") / key.place
+        report = evaluate(
+            erasers, self.backbone, only=self.plan.scores, control=self.control, keep=galleries, force=True
+        )
+        pictures = self._pictures(key, report, Gallery.load(galleries / "erased"))
+        if not self.keep:
+            shutil.rmtree(galleries)
+        return self._row(key, given, report) | {
+            "derived": {**erasers[0].recipe.derived, "asked": self.plan.rank} if self.plan.rank is not None else {},
+            "seconds": _add([t["seconds"] for t in took]),
+            "extra_mb": max((t["extra_mb"] for t in took if t["extra_mb"] is not None), default=None),
+            "bytes": sum(t["bytes"] for t in took),
+            "versions": erasers[0].recipe.versions,
+            "pictures": pictures,
+        }
+
+    def _row(self, key: CellKey, given: Mapping[str, Any], report: Report) -> Row:
+        judged = report.settings["judge accuracy on the unerased model"]
+        return {
+            "schema": SCHEMA,
+            **asdict(key),
+            "settings": dict(given),
+            "effective": settings_of(configure(key.method, self.backbone.preset, given)),
+            "images": report.settings["images"],
+            "sampling": report.settings["sampling"],
+            "judge": judged if isinstance(judged, dict) else {},
+            "scores": {k: v.to_json() for k, v in report.scores.items()},
+            "by_concept": {c: {k: v.to_json() for k, v in s.items()} for c, s in report.by_concept.items()},
+            "hits": hits(report),
+            "hits_control": hits(report, control=True),
+            "source": "run",
+        }
+
+    def _made(self, key: CellKey, given: Mapping[str, Any]) -> tuple[Eraser, Row]:
+        """The eraser of one concept, read from its folder; made first where there is none."""
+        tool = configure(key.method, self.backbone.preset, given)
+        place = self.cells.folder / "erasers" / replace(key, digest=digest(settings_of(tool))).place
+        with self.cells.alone(f"eraser {place.relative_to(self.cells.folder)}"):
+            if not (place / MADE).exists():
+                self._make(key, tool, place)
+        took = json.loads((place / MADE).read_text(encoding="utf-8"))
+        return Eraser.from_pretrained(place / "eraser"), took
+
+    def _make(self, key: CellKey, tool: Method, place: Path) -> None:
+        """Make an eraser and write its folder; a training goes on from its last checkpoint."""
+        self.cells.clear(place)
+        work = place.with_name(place.name + ".training")
+        again = bool(checkpoints(work))
+        with Peak(self.backbone.device) as peak:
+            loop = Loop(work=work, resume=True) if again else Loop(work=work)
+            eraser = make(key.concept, self.backbone, method=tool, seed=key.seed, loop=loop)
+        took = {
+            "seconds": round(_spent(work) if again else peak.seconds, 3),
+            "extra_mb": round(peak.extra, 1),
+            "resumed": again,
+        }
+
+        def fill(partial: Path) -> None:
+            saved = eraser.save_pretrained(partial / "eraser", verify=self.backbone)
+            size = (saved / eraser.payload.file).stat().st_size
+            (partial / MADE).write_text(json.dumps({**took, "bytes": size}), encoding="utf-8")
+
+        write_folder(place, fill, holds=MADE, force=True)
+        for path in checkpoints(work):
+            path.unlink()
+
+    def _pictures(self, key: CellKey, report: Report, gallery: Gallery) -> list[Row]:
+        """Keep a few images, and of each the unerased one of the same prompt and seed."""
+        out = []
+        base, seen_base = self.control.side(report.prompts)
+        for k in shown(report.prompts, frozenset(key.concept.split("+"))):
+            p = report.prompts[k]
+            name = hashlib.sha256(f"{p.text}|{p.seed}".encode()).hexdigest()[:12]
+            own = Path("pictures", key.place, f"{name}.png")
+            original = Path("pictures", key.place.parts[0], "original", f"{name}.png")
+            save_image(gallery.images[k], self.cells.folder / own)
+            if not (self.cells.folder / original).exists():
+                with self.cells.alone("originals"):
+                    save_image(base.images[k], self.cells.folder / original)
+            out.append(
+                {
+                    **asdict(p),
+                    "asks": bool({p.object, p.style} & set(key.concept.split("+"))),
+                    "file": own.as_posix(),
+                    "original": original.as_posix(),
+                    "saw": [report.seen.objects[k], report.seen.styles[k]],
+                    "saw_original": [seen_base.objects[k], seen_base.styles[k]],
+                }
+            )
+        return out
+
+
+def shown(prompts: Sequence[Prompt], gone: frozenset[str]) -> list[int]:
+    """Which images a cell keeps: half of them ask for what was erased, half do not, look-alikes first; spread over both
+    domains, the same for every method.
+    """
+    grid = [k for k, p in enumerate(prompts) if p.role == "grid"]
+    asked = [k for k in grid if {prompts[k].object, prompts[k].style} & gone]
+    near = {n for g in gone if canvas.known(g) for n in canvas.find(g).neighbours} - gone
+    kept = [k for k in grid if k not in set(asked)]
+    close = [k for k in kept if {prompts[k].object, prompts[k].style} & near]
+    far = [k for k in kept if k not in set(close)]
+    half, quarter = SHOWN // 2, SHOWN // 4
+    return [*_spread(asked, half), *_spread(close, quarter), *_spread(far, SHOWN - half - min(quarter, len(close)))]
+
+
+def _spread(rows: Sequence[int], n: int) -> list[int]:
+    """About n of them, evenly."""
+    return [rows[(2 * i + 1) * len(rows) // (2 * n)] for i in range(n)] if len(rows) > n else list(rows)
+
+
+def _add(values: Sequence[float | None]) -> float | None:
+    return None if any(v is None for v in values) else round(sum(v for v in values if v is not None), 3)
+
+
+def _size(eraser: Eraser) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        return eraser.export(Path(folder) / "lora.safetensors").stat().st_size
+
+
+def _spent(work: Path) -> float:
+    """Seconds that a training took, its earlier parts included, by its log."""
+    return float(json.loads((work / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["seconds"])
+
+
+def benchmark(
+    plan: Plan,
+    folder: Path,
+    *,
+    load: Callable[[str], Backbone] = load_model,
+    say: Callable[[str], None] = lambda _: None,
+    keep: bool = False,
+) -> list[Row]:
+    """Make every cell that is missing and hand back all that the folder then holds.
+
+    Killed at any point it goes on with the same call: finished cells and erasers are not made again, a training goes on
+    from its last checkpoint. Several processes may work in one folder; each takes cells that no other one makes.
+
+    Args:
+        plan: what to make.
+        folder: for cells, erasers, pictures and the record of how they are scored.
+        load: opens a model by its name.
+        say: told of each finished cell, in one line.
+        keep: keep all images, not only the few that a report shows.
+
+    Raises:
+        InputError: the folder was made with other evaluators, sampling or another model of a name; or cells failed,
+            which is said once all others are done.
+    """
+    cells = Cells(folder)
+    failed: list[str] = []
+    for model in plan.models:
+        if _complete(plan, cells, model):
+            continue
+        bench = _start(plan, cells, model, load(model), keep)
+        missing = {k: v for k, v in bench.plan.cells(model, bench.backbone.preset).items() if not cells.done(k)}
+        for k, (key, given) in enumerate(missing.items(), start=1):
+            with cells.claimed(key) as mine:
+                if not mine or cells.done(key):
+                    continue
+                what = f"{k} of {len(missing)}: {key.method} {key.digest} on {key.concept}, seed {key.seed}"
+                try:
+                    row = bench.score(key, given)
+                except InputError as error:  # the others are still worth having
+                    failed.append(f"{key.method} on {key.concept}: {error}")
+                    say(f"{what}: failed: {error}")
+                    continue
+                cells.write(row)
+            figures = {n: s["value"] for n, s in row["scores"].items() if s["value"] is not None}
+            say(f"{what}: " + ", ".join(f"{n} {v:.1f}" for n, v in figures.items()))
+    rows = cells.rows()
+    if failed:
+        raise InputError(f"{len(failed)} cells failed and are missing from the table; the first, {failed[0]}")
+    return rows
+
+
+def _complete(plan: Plan, cells: Cells, model: str) -> bool:
+    """Whether nothing is left to do, as far as can be told without opening the model."""
+    record = _recorded(cells.folder)
+    there = record.get("models", {}).get(model)
+    if there is None or there["asked"] != [plan.steps, plan.guidance]:
+        return False
+    _check_scores(record, plan, cells.folder)
+    return all(cells.done(k) for k in plan.cells(model, there["preset"]))
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """How the cells of a folder are scored, as far as it is settled."""
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return {}
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder / RECORD} cannot be read ({error}): the folder is no benchmark's") from error
+
+
+def _check_scores(record: Mapping[str, Any], plan: Plan, folder: Path) -> None:
+    """Refuse to put figures side by side that were not made alike."""
+    if record.get("evaluators", plan.scores) != plan.scores:
+        was, now = (",".join(names) if names else "all by default" for names in (record["evaluators"], plan.scores))
+        raise InputError(f"{folder} holds the scores {was}, asked for are {now}: say the same --only, or another --out")
+
+
+def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool) -> _Bench:
+    """Open a model and settle, or check, how its cells are scored."""
+    folder = cells.folder
+    plan = replace(plan, concepts=tuple(_named(c, backbone) for c in plan.concepts))
+    plan.cells(model, backbone.preset)  # refuse a bad setting before anything is drawn
+    how = plan.sampling(backbone)
+    print_of = fingerprint(backbone.parameters("all"))
+    record = _recorded(folder)
+    _check_scores(record, plan, folder)
+    there = record.get("models", {}).get(model)
+    mine: dict[str, Any] = {
+        "preset": backbone.preset,
+        "asked": [plan.steps, plan.guidance],
+        "sampling": asdict(how),
+        "fingerprint": print_of,
+    }
+    if there is not None:
+        then, now = ({k: v for k, v in m["sampling"].items() if k != "batch"} for m in (there, mine))
+        if then != now:
+            raise InputError(
+                f"{folder} holds images of {model} drawn with {then}, asked for is {now}: use another --out"
+            )
+        if not distance(there["fingerprint"]["weights"], print_of["weights"]) <= SAME_MODEL:
+            raise InputError(f"{folder} was made with another model of the name {model!r}: use another --out")
+    control = KeptControl(backbone, how, cells)
+    if there is None:
+        with cells.alone("record"):
+            record = {"evaluators": plan.scores, "models": {**_recorded(folder).get("models", {}), model: mine}}
+            write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    return _Bench(plan, cells, backbone, control, keep)
+
+
+def _named(concept: str, backbone: Backbone) -> str:
+    """A concept, or a stack of several, under the name that the world has for each.
+
+    Raises:
+        InputError: no such concept, or one twice.
+    """
+    names = [known(part.strip(), backbone).name for part in concept.split("+")]
+    if len(set(names)) < len(names):
+        raise InputError(f"the stack {concept!r} names a concept twice: leave one out")
+    return "+".join(names)
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """Every finished cell of a benchmark's folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    rows = Cells(folder).rows()
+    if not rows:
+        raise InputError(f"{folder} holds no finished cells: run `erasers benchmark --out {folder}` first")
+    return sorted(rows, key=lambda r: str(key_of(r)))

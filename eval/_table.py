@@ -1,0 +1,447 @@
+"""From a benchmark's cells to one tidy table, and from the table to a leaderboard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..prompts import InputError, canvas
+from ._cells import Row, write_text
+from ._evaluator import evaluators, find
+from ._paired import comparable, paired
+from ._score import clustered, wilson
+
+COLUMNS: dict[str, str] = {
+    "model": "string",
+    "method": "string",
+    "settings": "string",
+    "concept": "string",
+    "domain": "string",
+    "split": "string",
+    "seed": "Int64",
+    "evaluator": "string",
+    "higher_is_better": "boolean",
+    "value": "Float64",
+    "n": "Int64",
+    "low": "Float64",
+    "high": "Float64",
+    "control": "Float64",
+    "change": "Float64",
+    "change_low": "Float64",
+    "change_high": "Float64",
+    "unit": "string",
+    "not_applicable": "string",
+    "seconds": "Float64",
+    "extra_mb": "Float64",
+    "bytes": "Int64",
+    "retrained": "Float64",
+    "gap": "Float64",
+}
+"""The tidy table's columns and their types: one row per model, method, settings, concept, seed and evaluator."""
+TIMES = ("seconds", "extra_mb")
+"""Columns that differ between two runs of the same benchmark."""
+ORIGINAL = "original"
+RETRAINED = "retrained"
+CONTROLS = (ORIGINAL, "random", "gradient_ascent", "anchor_finetune")
+"""What is no method of erasing; first in every table."""
+BALANCE = ("ua", "ira", "cra")
+"""What is ranked by: their harmonic mean, which is low as soon as one of them is."""
+FEW_CONCEPTS, FEW_IMAGES = 5, 30
+READ_IT = (
+    "Mean over the concepts that all entries of a board have, [95 % interval: bootstrap over concepts, no width where "
+    "all concepts agree], (worst concept, and the gap to the model retrained without it if there is one). In italics "
+    "what is no method: the unerased original, controls, the retrained model. `harmonic` is the harmonic mean of UA, "
+    "IRA and CRA; methods are ranked by it. `settings` is a digest of all settings; leaderboard.json has them in words."
+)
+
+Entry = tuple[str, str]
+"""A method and the digest of its settings."""
+
+
+def domain(concept: str) -> str:
+    """Either "object" or "style", "both" for a stack of both, "" for what is no Canvas concept."""
+    kinds = {canvas.CONCEPTS[n].kind if n in canvas.CONCEPTS else "" for n in concept.split("+")}
+    return "both" if len(kinds) > 1 else kinds.pop()
+
+
+def table(rows: Iterable[Row]) -> pd.DataFrame:
+    """The tidy table of some cells: `COLUMNS`, the unerased model as the method "original", and beside each figure that
+    of the model retrained without the concept, where there is one.
+    """
+    lines: list[Row] = []
+    for row in rows:
+        lines += _lines(row)
+    frame = pd.DataFrame(lines, columns=[c for c in COLUMNS if c not in ("retrained", "gap")])
+    numbers = [c for c in frame.columns if COLUMNS[c] in ("Float64", "Int64")]
+    frame[numbers] = frame[numbers].apply(pd.to_numeric)
+    frame = pd.concat([_originals(frame), frame], ignore_index=True)
+    gold = frame[frame.method == RETRAINED].groupby(["model", "concept", "evaluator"])["value"].mean().rename(RETRAINED)
+    frame = frame.join(gold, on=["model", "concept", "evaluator"])
+    frame["gap"] = (frame["value"] - frame[RETRAINED]).round(4)
+    frame = frame[list(COLUMNS)].astype(COLUMNS)
+    ranks = {"method": _method_rank, "concept": _concept_rank}
+    keys = ["model", "method", "settings", "concept", "seed", "evaluator"]
+    order = pd.DataFrame({k: frame[k].map(ranks[k]) if k in ranks else frame[k] for k in keys})
+    return frame.loc[order.sort_values(keys, na_position="first", kind="stable").index].reset_index(drop=True)
+
+
+def _lines(row: Row) -> list[Row]:
+    same = {
+        "model": row["model"],
+        "method": row["method"],
+        "settings": row["digest"],
+        "concept": row["concept"],
+        "domain": domain(row["concept"]),
+        "split": canvas.split(row["concept"]),
+        "seed": row["seed"],
+        **{k: row[k] for k in ("seconds", "extra_mb", "bytes")},
+    }
+    figures = ("value", "n", "low", "high", "control", "change", "change_low", "change_high", "unit")
+    better = {n: getattr(find(n), "higher_is_better", None) for n in row["scores"] if n in evaluators()}
+    return [
+        same
+        | {"evaluator": n, "higher_is_better": better.get(n), "not_applicable": s.get("reason")}
+        | {f: s.get(f) for f in figures}
+        for n, s in sorted(row["scores"].items())
+    ]
+
+
+def _originals(frame: pd.DataFrame) -> pd.DataFrame:
+    """The unerased control's own rows: one per model, concept and evaluator."""
+    keys = ["model", "concept", "evaluator"]
+    same = ["domain", "split", "higher_is_better", "n", "unit", "share"]
+    known = frame[frame["control"].notna() & frame["value"].notna()]
+    known = known.assign(share=[_is_share(*v) for v in zip(known.value, known.n, known.low, known.high, strict=True)])
+    out = known.groupby(keys, sort=False, as_index=False).agg({**{c: "first" for c in same}, "control": "mean"})
+    out["value"] = out["control"].astype(float).round(4)
+    bounds = [
+        wilson(v / 100 * n, n) if ok else (math.nan, math.nan)
+        for v, n, ok in zip(out.value, out.n, out.pop("share"), strict=True)
+    ]
+    out["low"], out["high"] = ([round(100 * b[k], 4) for b in bounds] for k in (0, 1))
+    out[["change", "change_low", "change_high"]] = 0.0
+    return out.assign(method=ORIGINAL, settings="")
+
+
+def _is_share(value: float, n: float, low: float, high: float) -> bool:
+    """Whether a figure is a share of images in percent, whose interval is Wilson's: then the control's is too."""
+    if not (n > 0 and 0 <= value <= 100):
+        return False
+    bounds = wilson(value / 100 * n, int(n))
+    return abs(100 * bounds[0] - low) < 0.01 and abs(100 * bounds[1] - high) < 0.01
+
+
+def _method_rank(name: str) -> str:
+    return f"{CONTROLS.index(name):02d}" if name in CONTROLS else f"98{name}" if name != RETRAINED else "97"
+
+
+def _concept_rank(name: str) -> str:
+    places = {c: k for k, c in enumerate(canvas.CONCEPTS)}
+    return f"{name.count('+'):03d} " + " ".join(f"{places.get(n, 999):03d}{n}" for n in name.split("+"))
+
+
+def write_table(frame: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
+    """Write `table.parquet` and `table.csv`, each in one step."""
+    parquet, csv = folder / "table.parquet", folder / "table.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{parquet.name}.{os.getpid()}.part"
+    frame.to_parquet(partial, index=False)
+    partial.replace(parquet)
+    write_text(csv, frame.to_csv(index=False))
+    return parquet, csv
+
+
+def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """The tidy table of a benchmark's folder, or of a `.parquet` or `.csv` file.
+
+    Raises:
+        InputError: there is none, or it lacks columns.
+    """
+    file = Path(path) / "table.parquet" if Path(path).is_dir() else Path(path)
+    try:
+        frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, keep_default_na=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the table {file}: {error}") from error
+    if lacking := [c for c in COLUMNS if c not in frame]:
+        raise InputError(f"{file} is no benchmark's table: it lacks the columns {', '.join(lacking)}")
+    if file.suffix == ".csv":
+        frame["settings"] = frame["settings"].fillna("")
+        frame["split"] = frame["split"].fillna("")
+        frame["domain"] = frame["domain"].fillna("")
+    return frame[list(COLUMNS)].astype(COLUMNS)
+
+
+# ---------------------------------------------------------------- the leaderboard
+
+
+def leaderboard(rows: Sequence[Row], frame: pd.DataFrame | None = None) -> list[dict[str, Any]]:
+    """One board for each model, split, and single concepts or stacks, as JSON values; where some entries lack concepts,
+    a board of those that have all of them, and one of everything on what is left in common.
+
+    Figures are means over the concepts that ALL entries of a board have, each concept weighing the same whatever its
+    number of seeds; an entry is a method with its settings. Controls come first, then what was retrained, then the
+    methods by the harmonic mean of UA, IRA and CRA. Intervals are bootstraps over concepts.
+    """
+    frame = table(rows) if frame is None else frame
+    boards = []
+    stacked = frame["concept"].str.contains("+", regex=False)
+    for model in frame["model"].drop_duplicates():
+        for split in ("held-out", "dev", ""):
+            for stack in (False, True):
+                part = frame[(frame["model"] == model) & (frame["split"] == split) & (stacked == stack)]
+                about = {"model": model, "split": split, "stacks": stack}
+                boards += [_board(p, rows, {**about, "complete": whole}) for p, whole in _parts(part)]
+    return boards
+
+
+def _parts(part: pd.DataFrame) -> list[tuple[pd.DataFrame, bool]]:
+    """The entries that have all concepts, and all entries; once, where that is the same or nobody lacks anything."""
+    if not len(part):
+        return []
+    count = part.groupby(["method", "settings"])["concept"].transform("nunique")
+    whole = part[count == part["concept"].nunique()]
+    if len(whole) < len(part) and set(whole["method"]) - {ORIGINAL}:
+        return [(whole, True), (part, False)]
+    return [(part, len(whole) == len(part))]
+
+
+def _board(part: pd.DataFrame, rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
+    entries: dict[Entry, pd.DataFrame] = {
+        (str(m), str(s)): g for (m, s), g in part.groupby(["method", "settings"], sort=False)
+    }
+    has = {e: set(g["concept"]) for e, g in entries.items()}
+    common = [c for c in part["concept"].drop_duplicates() if all(c in h for h in has.values())]
+    measured = {n: _measured(g) for n, g in part[part["value"].notna()].groupby("evaluator")}
+    given = {(r["method"], r["digest"]): r["settings"] for r in rows if r["model"] == about["model"]}
+    lines = []
+    for entry, group in entries.items():
+        line: dict[str, Any] = {
+            "method": entry[0],
+            "settings": entry[1],
+            "given": given.get(entry, {}),
+            "role": "control" if entry[0] in CONTROLS else "gold" if entry[0] == RETRAINED else "method",
+            "has": len(has[entry]),
+            "seeds": int(group["seed"].nunique()) or None,
+        }
+        shared = group[group["concept"].isin(common)]
+        line["scores"] = {
+            str(n): _mean(part_of)
+            for n, g in shared.groupby("evaluator")
+            if len(part_of := g[g["value"].notna() & g["concept"].isin(measured.get(n, set()))])
+        }
+        line["harmonic"] = harmonic([line["scores"].get(n, {}).get("mean") for n in BALANCE])
+        for cost in ("seconds", "extra_mb", "bytes"):
+            line[cost] = _number(shared.groupby("concept")[cost].mean().mean()) if len(shared) else None
+        lines.append(line)
+    lines.sort(key=_place)
+    return {**about, "concepts": common, "entries": lines, "paired": _against_first(lines, rows, about, common)}
+
+
+def _measured(values: pd.DataFrame) -> set[str]:
+    """The concepts for which all entries have a value of an evaluator, of those entries that have any."""
+    return set.intersection(*(set(g["concept"]) for _, g in values.groupby(["method", "settings"])))
+
+
+def _mean(group: pd.DataFrame) -> dict[str, Any]:
+    """Mean over concepts of one evaluator, with its interval and the worst concept."""
+    by = group.groupby("concept", sort=False)
+    values, changes = by["value"].mean().astype(float), by["change"].mean().astype(float)
+    better = group["higher_is_better"].iloc[0]
+    worst = values.idxmin() if pd.isna(better) or better else values.idxmax()
+    several = len(values) > 1
+    low, high = clustered(list(values), list(values.index)) if several else (None, None)
+    gaps = by["gap"].mean().dropna()
+    return {
+        "mean": round(float(values.mean()), 4),
+        "low": None if low is None else round(low, 4),
+        "high": None if high is None else round(high, 4),
+        "change": round(float(changes.mean()), 4),
+        "worst": round(float(values[worst]), 4),
+        "worst_concept": str(worst),
+        "concepts": len(values),
+        "images": int(group["n"].fillna(0).sum()),
+        "least_images": int(group["n"].fillna(0).min()),
+        "unit": str(group["unit"].iloc[0]),
+        "higher_is_better": None if pd.isna(better) else bool(better),
+        "gap": round(float(gaps.mean()), 4) if len(gaps) else None,
+        "gap_concepts": len(gaps),
+    }
+
+
+def harmonic(values: Sequence[float | None]) -> float | None:
+    """Harmonic mean of percentages; None where one is missing, 0 where one is 0."""
+    known = [v for v in values if v is not None]
+    if not known or len(known) < len(values):
+        return None
+    return round(len(known) / sum(1 / v for v in known), 4) if min(known) > 0 else 0.0
+
+
+def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    rank = {"control": 0, "gold": 1, "method": 2}[line["role"]]
+    within = CONTROLS.index(line["method"]) if rank == 0 else 0
+    score = line["harmonic"]
+    return rank, within, score is None, -(score or 0.0), line["method"], line["settings"]
+
+
+def _number(value: float) -> float | None:
+    return None if pd.isna(value) else round(float(value), 3)
+
+
+def _against_first(
+    lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], about: Mapping[str, Any], concepts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Each method against the first of the ranking, image by image, where the rows hold a verdict of each image."""
+
+    def of(line: Mapping[str, Any]) -> list[Row]:
+        key = (about["model"], line["method"], line["settings"])
+        return [r for r in rows if (r["model"], r["method"], r["digest"]) == key and r["concept"] in concepts]
+
+    ranked = [line for line in lines if line["role"] != "control" and line["scores"]]
+    out = []
+    first = next((line for line in ranked if line["role"] == "method"), None)
+    for line in ranked:
+        if first is None or line is first:
+            continue
+        a, b = comparable(of(line)), comparable(of(first))
+        if not a.keys() & b.keys():
+            continue
+        found = paired(a.values(), b.values())
+        out.append(
+            {
+                "a": [line["method"], line["settings"]],
+                "b": [first["method"], first["settings"]],
+                "difference": {n: d.to_json() for n, d in found.items()},
+            }
+        )
+    return out
+
+
+def best(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """For each method the settings with the highest harmonic mean on the dev concepts that all of its settings have.
+
+    Raises:
+        InputError: no dev concepts, or several models, which may want different settings.
+    """
+    dev = [r for r in rows if canvas.split(r["concept"]) == "dev"]
+    if not dev:
+        raise InputError("no dev concepts among the cells: settings are chosen with `erasers benchmark --split dev`")
+    if len(models := sorted({r["model"] for r in dev})) > 1:
+        raise InputError(f"expected cells of one model to choose settings by, got {', '.join(models)}")
+    out = {}
+    for method in dict.fromkeys(r["method"] for r in dev if r["method"] not in CONTROLS):
+        own = [r for r in dev if r["method"] == method]
+        boards = leaderboard(own)
+        board = ([b for b in boards if not b["stacks"]] or boards)[-1]  # the last: what all settings have
+        line = next(e for e in board["entries"] if e["role"] == "method")
+        if line["harmonic"] is None:
+            raise InputError(f"the settings of {method} have no dev concept with UA, IRA and CRA in common")
+        out[method] = [line["given"]]
+    return out
+
+
+def warnings_of(rows: Sequence[Row], frame: pd.DataFrame, boards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know before believing a figure: few concepts, images or seeds, mixed controls, weak judges."""
+    out = []
+    for board in boards:
+        name = title(board)
+        if not board["concepts"]:
+            out.append(f"{name}: no concept that all entries have, so nothing is compared")
+        elif len(board["concepts"]) < FEW_CONCEPTS:
+            out.append(f"{name}: means rest on {len(board['concepts'])} concept(s); their intervals say little")
+    few = frame[(frame["n"] < FEW_IMAGES) & (frame["method"] != ORIGINAL)]
+    for name, group in few.groupby("evaluator"):
+        out.append(f"{name}: {int(group['n'].min())} images a concept at least; below {FEW_IMAGES} read the interval")
+    if frame["seed"].nunique() == 1:
+        out.append("one seed: how much a figure varies from one making of an eraser to the next is not measured")
+    spread = frame.groupby(["model", "concept", "evaluator"])["control"].agg(lambda v: v.max() - v.min()).max()
+    if not pd.isna(spread) and spread > 0:
+        out.append(f"the unerased control differs between cells by up to {spread:.1f}; its mean is shown")
+    for domain_name in ("object", "style"):
+        weak = min((r["judge"][domain_name] for r in rows if r["judge"]), default=100.0)
+        if weak < 90:
+            out.append(f"the {domain_name} judge is right on {weak:.1f} % of the unerased model's images only")
+    if any(not r["judge"] for r in rows):
+        out.append("some cells are imported and do not say how right the judges were on the unerased model")
+    return out
+
+
+def title(board: Mapping[str, Any]) -> str:
+    """A board's name."""
+    kind = "stacks" if board["stacks"] else "concepts"
+    name = f"{board['model']}, {board['split']} {kind}" if board["split"] else f"{board['model']}, {kind}"
+    return name if board["complete"] else f"{name} in common"
+
+
+def markdown(boards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
+    """The leaderboard as a page."""
+    parts = ["# Leaderboard", "", READ_IT, "", *(f"- {n}" for n in notes)]
+    for board in boards:
+        parts += ["", f"## {title(board)[0].upper()}{title(board)[1:]}", "", *_section(board)]
+    return "\n".join(parts) + "\n"
+
+
+def _section(board: Mapping[str, Any]) -> list[str]:
+    if not board["concepts"]:
+        return ["No concept that all entries have."]
+    names = columns_of(board)
+    lines = [
+        f"{len(board['concepts'])} concept(s): {', '.join(board['concepts'])}.",
+        "",
+        "| method | settings | " + " | ".join([*names, "harmonic", "s", "MB", "KB"]) + " |",
+        "|---|---|" + "---:|" * (len(names) + 4),
+    ]
+    for e in board["entries"]:
+        figures = [_cell(e["scores"].get(n)) for n in names]
+        costs = [_plain(e["seconds"], 1), _plain(e["extra_mb"], 0), _plain(e["bytes"] and e["bytes"] / 1e3, 0)]
+        whole = "-" if e["harmonic"] is None else f"{e['harmonic']:.1f}"
+        name = f"*{e['method']}*" if e["role"] != "method" else e["method"]
+        lines.append("| " + " | ".join([name, e["settings"], *figures, whole, *costs]) + " |")
+    if board["paired"]:
+        lines += ["", "Image by image, the same prompts and seeds (a minus b, percent points):", ""]
+        lines += ["| a | b | " + " | ".join(BALANCE) + " | concepts |", "|---|---|" + "---:|" * (len(BALANCE) + 1)]
+        for p in board["paired"]:
+            cells = [_difference(p["difference"].get(n)) for n in BALANCE]
+            concepts = max(len(d["concepts"]) for d in p["difference"].values())
+            lines.append("| " + " | ".join([" ".join(p["a"]), " ".join(p["b"]), *cells, str(concepts)]) + " |")
+    return lines
+
+
+def columns_of(board: Mapping[str, Any]) -> list[str]:
+    """The evaluators of a board, those it is ranked by first."""
+    there = {n for e in board["entries"] for n in e["scores"]}
+    return [*(n for n in BALANCE if n in there), *sorted(there - set(BALANCE))]
+
+
+def _cell(s: Mapping[str, Any] | None) -> str:
+    if s is None:
+        return "-"
+    interval = "" if s["low"] is None else f" [{s['low']:.1f}, {s['high']:.1f}]"
+    more = [] if s["worst"] == s["mean"] else [f"{s['worst']:.1f} {s['worst_concept']}"]
+    more += [] if s["gap"] is None else [f"gap {s['gap']:+.1f}"]
+    return f"{s['mean']:.1f}{interval}" + (f" ({', '.join(more)})" if more else "")
+
+
+def _difference(d: Mapping[str, Any] | None) -> str:
+    return "-" if d is None else f"{d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]"
+
+
+def _plain(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def write_all(rows: Sequence[Row], folder: Path, say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+    """Write the table (parquet and CSV) and the leaderboard (Markdown and JSON) of some cells."""
+    frame = table(rows)
+    boards = leaderboard(rows, frame)
+    notes = warnings_of(rows, frame, boards)
+    write_table(frame, folder)
+    write_text(folder / "leaderboard.json", json.dumps({"boards": boards, "warnings": notes}, indent=1) + "\n")
+    write_text(folder / "leaderboard.md", markdown(boards, notes))
+    say(f"{len(frame)} rows in {folder / 'table.parquet'} and table.csv; {folder / 'leaderboard.md'}")
+    return boards

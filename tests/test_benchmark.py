@@ -1,0 +1,504 @@
+"""The benchmark: cells made once whatever kills it, one tidy table, a leaderboard whose means are means."""
+
+import json
+import subprocess
+import sys
+import threading
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cells import SCORES, cell, right, swaps
+from test_cli import run
+
+from erasers.erase import Loop
+from erasers.eval import Cells, Plan, benchmark, best, import_rows, leaderboard, paired, read_table, rows_of, table
+from erasers.eval import _benchmark as machinery
+from erasers.eval._cells import PLANNED, digest, key_of, slug
+from erasers.eval._table import COLUMNS, TIMES, harmonic, markdown, warnings_of, write_table
+from erasers.prompts import InputError, canvas, canvas_plan
+
+ROOT = Path(__file__).parent.parent
+HELD = [c for c in canvas.CONCEPTS if c not in canvas.DEV]
+
+
+# ---------------------------------------------------------------- the split
+
+
+def test_split_covers_the_world_and_no_preset_was_chosen_on_held_out_concepts():
+    assert set(canvas.DEV) < set(canvas.CONCEPTS)
+    for domain in (canvas.OBJECTS, canvas.STYLES):
+        names = {c.name for c in domain}
+        assert min(len(names & set(canvas.DEV)), len(names & set(HELD))) >= 4
+    page = (ROOT / "docs/results/canvas-baselines.md").read_text()
+    assert "chosen by the scores of circle, mosaic, pencil and cup (before: flat, moon and watercolor)" in page
+    assert {"circle", "mosaic", "pencil", "cup", "flat", "moon", "watercolor", "ring", "flower"} <= set(canvas.DEV)
+    assert [canvas.split(n) for n in ("moon", "star", "star+ink", "star+moon", "van gogh", "star+x")] == [
+        "dev",
+        "held-out",
+        "held-out",
+        "dev",
+        "",
+        "",
+    ]
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_table_is_tidy(tmp_path):
+    """One row per entry, concept, seed and evaluator; the unerased model's own; the gap to the retrained model."""
+    rows = [cell("moon", swaps("moon"), seed=s) for s in (0, 1)]
+    rows += [cell("moon", right, method="random"), cell("moon", swaps("moon", every=2), method="retrained")]
+    odd = cell("star", swaps("star"))
+    odd["scores"]["neighbours"] = {"value": None, "reason": "nothing to measure"}
+    frame = table([*rows, odd])
+    assert list(frame.columns) == list(COLUMNS)
+    keys = ["model", "method", "settings", "concept", "seed", "evaluator"]
+    assert not frame.duplicated(keys).any()
+    assert len(frame) == 5 * 7 + 7 + 6, "five cells, and the original once a concept where it is known"
+    original = frame[(frame.method == "original") & (frame.evaluator == "ira") & (frame.concept == "moon")].iloc[0]
+    assert (original.value, original.control, original.change, original.n) == (100, 100, 0, 110)
+    assert original.low == pytest.approx(100 / (1 + 1.959963984540054**2 / 110), abs=1e-3), "Wilson's bound at 1"
+    missing = frame[(frame.concept == "star") & (frame.evaluator == "neighbours")].iloc[0]
+    assert pd.isna(missing.value)
+    assert missing.not_applicable == "nothing to measure"
+    ua = frame[(frame.evaluator == "ua") & (frame.concept == "moon")].set_index(["method", "seed"])
+    gold = rows[-1]["scores"]["ua"]["value"]
+    assert 0 < gold < 100
+    assert ua.loc[("uce", 1), "gap"] == pytest.approx(100 - gold)
+    assert ua.loc[("random", 0), "gap"] == pytest.approx(0 - gold)
+    assert frame[frame.concept == "star"]["gap"].isna().all()
+    assert list(frame["method"].drop_duplicates()) == ["original", "random", "retrained", "uce"], "controls first"
+    write_table(frame, tmp_path)
+    for name in ("table.parquet", "table.csv"):
+        pd.testing.assert_frame_equal(read_table(tmp_path / name), frame)
+    plain = pd.read_csv(tmp_path / "table.csv")
+    assert plain["value"].dropna().between(0, 100).all()
+
+
+def test_committed_results_become_a_table(tmp_path):
+    """Every row of docs/results, those without settings or hits too, through the command line."""
+    files = sorted((ROOT / "docs/results").glob("*.jsonl"))
+    wanted = [json.loads(line) for f in files for line in f.read_text().splitlines()]
+    code, out, err = run("benchmark", "--out", tmp_path / "b", *(w for f in files for w in ("--import", f)))
+    assert code == 0, err
+    frame = read_table(tmp_path / "b")
+    made = frame[frame.method != "original"].drop_duplicates(["model", "method", "settings", "concept", "seed"])
+    assert len(made) == len(wanted)
+    for r in wanted:
+        part = frame[(frame.model == r.get("model", "canvas-sd")) & (frame.method == r["method"])]
+        part = part[(part.concept == r["concept"]) & (part.evaluator == "ua")]
+        assert r["scores"]["ua"]["value"] in list(part["value"])
+    assert PLANNED in set(frame["settings"]), "old rows do not say what their settings came to"
+    assert "## Canvas-sd, held-out concepts" in out
+    assert run("benchmark", "--out", tmp_path / "b", "--import", files[0])[1].count("0 new rows") == 1
+    damaged = dict(wanted[0], scores={**wanted[0]["scores"], "ua": {**wanted[0]["scores"]["ua"], "value": 1.0}})
+    (tmp_path / "other.jsonl").write_text(json.dumps(damaged))
+    with pytest.raises(InputError, match="is there already with other scores"):
+        import_rows(tmp_path / "other.jsonl", Cells(tmp_path / "b"))
+
+
+# ---------------------------------------------------------------- the leaderboard
+
+
+def test_leaderboard_means_are_means_over_common_concepts():
+    """Against plain arithmetic; of two concepts the bootstrap's 95 % interval is their range."""
+    good = [cell(c, swaps(c)) for c in ("star", "ink", "cat")]
+    half = [cell(c, swaps(c, every=2), method="esd", seed=s) for c in ("star", "ink") for s in (0, 1)]
+    none = [cell(c, right, method="random") for c in ("star", "ink")]
+    (board,) = [b for b in leaderboard([*good, *half, *none]) if not b["complete"]]
+    assert board["concepts"] == ["star", "ink"]
+    assert [e["method"] for e in board["entries"]] == ["original", "random", "uce", "esd"]
+    assert [e["has"] for e in board["entries"]] == [3, 2, 3, 2]
+    esd = board["entries"][-1]
+    values = [half[0]["scores"]["ua"]["value"], half[2]["scores"]["ua"]["value"]]
+    assert values[0] != values[1]
+    assert esd["scores"]["ua"]["mean"] == pytest.approx(np.mean(values), abs=1e-3)
+    assert [esd["scores"]["ua"][k] for k in ("low", "high")] == pytest.approx(sorted(values))
+    assert esd["scores"]["ua"]["worst"] == min(values)
+    assert (esd["seeds"], esd["scores"]["ua"]["concepts"]) == (2, 2)
+    assert esd["harmonic"] == pytest.approx(3 / (1 / np.mean(values) + 2 / 100), abs=1e-2)
+    whole = next(b for b in leaderboard([*good, *half, *none]) if b["complete"])
+    assert [e["method"] for e in whole["entries"]] == ["original", "uce"]
+    assert len(whole["concepts"]) == 3
+    page = markdown([board], ["take care"])
+    assert "- take care" in page
+    assert "| *original* |" in page
+    assert page.index("*random*") < page.index("| uce |") < page.index("| esd |")
+
+
+def test_nothing_in_common_is_said():
+    rows = [cell("star", swaps("star")), cell("ink", swaps("ink"), method="esd")]
+    boards = leaderboard(rows)
+    assert boards[-1]["concepts"] == []
+    assert "No concept that all entries have" in markdown(boards, [])
+    assert any("nothing is compared" in n for n in warnings_of(rows, table(rows), boards))
+
+
+def test_small_numbers_are_warned_of():
+    rows = [cell("star", swaps("star"), before=swaps("star", every=3))]
+    rows[0]["judge"] = {"object": 70.0, "style": 100.0}
+    notes = " | ".join(warnings_of(rows, table(rows), leaderboard(rows)))
+    for words in ("rest on 1 concept", "synonym_ua: 10 images", "one seed", "object judge is right on 70.0 %"):
+        assert words in notes
+    many = [cell(c, swaps(c), seed=s) for c in HELD[:6] for s in (0, 1)]
+    notes = " | ".join(warnings_of(many, table(many), leaderboard(many)))
+    assert "concept(s)" not in notes
+    assert "one seed" not in notes
+
+
+def test_an_evaluator_counts_where_all_entries_have_it():
+    """Scores that some cells lack (made before the evaluator was there) are compared on what all have."""
+    rows = [cell(c, swaps(c)) for c in ("star", "ink")] + [cell(c, right, method="esd") for c in ("star", "ink")]
+    del rows[0]["scores"]["cra"]
+    for r in rows:
+        r["scores"]["neighbours"] = {"value": None, "reason": "nothing to measure"}
+    (board,) = leaderboard(rows)
+    assert len(board["concepts"]) == 2
+    for entry in board["entries"]:
+        assert (entry["scores"]["cra"]["concepts"], entry["scores"]["ua"]["concepts"]) == (1, 2), entry["method"]
+        assert "neighbours" not in entry["scores"], "what nobody measured is no figure"
+
+
+def test_a_control_has_an_interval_only_where_the_figure_is_a_share():
+    row = cell("star", swaps("star", every=2))
+    row["scores"]["ira"] |= {"low": 60.0, "high": 61.0}  # no Wilson interval of its value
+    frame = table([row])
+    own = frame[frame.method == "original"].set_index("evaluator")
+    assert pd.isna(own.loc["ira", "low"])
+    assert own.loc["ua", "high"] == pytest.approx(100 * 1.959963984540054**2 / (50 + 1.959963984540054**2), abs=1e-3)
+
+
+def test_harmonic():
+    assert harmonic([50.0, 100.0]) == pytest.approx(200 / 3, abs=1e-3)
+    assert harmonic([0.0, 100.0]) == 0
+    assert harmonic([None, 100.0]) is None
+
+
+def test_settings_are_chosen_on_dev_concepts_alone():
+    """One setting is better on dev, the other on held-out concepts: the first is taken."""
+    rows = [cell(c, swaps(c), settings={"ridge": 1}) for c in ("moon", "flat")]
+    rows += [cell(c, swaps(c, every=2), settings={"ridge": 9}) for c in ("moon", "flat")]
+    rows += [cell(c, right, settings={"ridge": 1}) for c in ("star", "ink")]
+    rows += [cell(c, swaps(c), settings={"ridge": 9}) for c in ("star", "ink")]
+    assert best(rows) == {"uce": [{"ridge": 1}]}
+    with pytest.raises(InputError, match="no dev concepts"):
+        best(rows[4:])
+
+
+# ---------------------------------------------------------------- paired
+
+
+def reference(a, b, concept, name):
+    """The difference image by image, from the definitions: UA on cells that ask for the concept, IRA on the others."""
+    domain, other = ("object", "style") if canvas.find(concept).kind == "object" else ("style", "object")
+    plan = canvas_plan(canvas.find(concept))
+    asked = [concept in (p.object, p.style) for p in plan]
+    rows = [k for k, p in enumerate(plan) if p.role == "grid" and asked[k] == (name == "ua")]
+    judge = other if name == "cra" else domain
+    sign = -1.0 if name == "ua" else 1.0
+    return np.mean([sign * (int(a["hits"][judge][k]) - int(b["hits"][judge][k])) for k in rows]) * 100, len(rows)
+
+
+def test_paired_is_the_mean_difference_image_by_image():
+    concepts = ("star", "ink", "moon")
+    a = [cell(c, swaps(c, "flat", every=2)) for c in concepts]
+    b = [cell(c, swaps(c, "cup", every=3), method="esd") for c in concepts]
+    found = paired(a, b)
+    for name in ("ua", "ira", "cra"):
+        parts = [reference(x, y, c, name) for x, y, c in zip(a, b, concepts, strict=True)]
+        assert found[name].value == pytest.approx(np.mean([v for v, _ in parts])), name
+        assert found[name].n == sum(n for _, n in parts)
+        assert found[name].low <= found[name].value <= found[name].high
+        each = [v for v, _ in parts]
+        means = sorted(np.mean(t) for t in product(each, repeat=3))
+        assert found[name].low == pytest.approx(means[0], abs=1e-9), "the lowest of 27 draws is 3.7 % of them"
+        assert found[name].high == pytest.approx(means[-1], abs=1e-9)
+    assert found["ua"].value != 0
+    back = paired(b, a)
+    assert back["ua"].value == pytest.approx(-found["ua"].value)
+    same = paired(a, a)
+    assert all((d.value, d.low, d.high) == (0, 0, 0) for d in same.values())
+
+
+def test_paired_of_one_concept_has_an_interval_clustered_inside():
+    """One concept: clusters of the other domain are drawn. Against a bootstrap of its own."""
+    a, b = cell("star", swaps("star", every=2)), cell("star", swaps("star", every=3))
+    found = paired([a], [b], only=["ua"])["ua"]
+    plan = canvas_plan(canvas.find("star"))
+    rows = [k for k, p in enumerate(plan) if p.role == "grid" and p.object == "star"]
+    by = {}
+    for k in rows:
+        difference = int(b["hits"]["object"][k]) - int(a["hits"]["object"][k])
+        by.setdefault(plan[k].style, []).append(100.0 * difference)
+    blocks = np.array(list(by.values()))
+    rng = np.random.default_rng(7)
+    means = [blocks[rng.integers(len(blocks), size=len(blocks))].mean() for _ in range(20000)]
+    assert found.value == pytest.approx(blocks.mean())
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=2.5)
+    assert found.low < found.high
+
+
+def test_paired_refuses_what_is_no_pair():
+    a, b = cell("star", swaps("star")), cell("ink", swaps("ink"))
+    with pytest.raises(InputError, match="no concept and seed in common"):
+        paired([a], [b])
+    short = {**a, "hits": {d: bits[:-1] for d, bits in a["hits"].items()}}
+    with pytest.raises(InputError, match="no concept and seed in common"):
+        paired([short], [a])
+
+
+def test_leaderboard_compares_image_by_image():
+    rows = [cell(c, swaps(c)) for c in HELD[:5]] + [cell(c, swaps(c, every=2), method="esd") for c in HELD[:5]]
+    (board,) = leaderboard(rows)
+    (pair,) = board["paired"]
+    assert (pair["a"][0], pair["b"][0]) == ("esd", "uce")
+    assert pair["difference"]["ua"]["value"] == pytest.approx(
+        board["entries"][-1]["scores"]["ua"]["mean"] - 100, abs=1e-2
+    )
+
+
+# ---------------------------------------------------------------- cells
+
+
+def test_identity():
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+    assert digest({"a": 1}) != digest({"a": 1}, 4)
+    assert slug("moon+star") == "moon+star"
+    assert slug("a/b") != slug("a-b") != slug("a b")
+    assert "/" not in slug("../../etc")
+
+
+def test_two_processes_do_not_make_the_same_cell(tmp_path):
+    cells, key = Cells(tmp_path), key_of(cell("moon", right))
+    with cells.claimed(key) as mine, Cells(tmp_path).claimed(key) as theirs:
+        assert (mine, theirs) == (True, False)
+    with cells.claimed(key) as again:
+        assert again
+    order = []
+
+    def other():
+        with Cells(tmp_path).alone("an eraser"):
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    with cells.alone("an eraser"):
+        thread.start()
+        thread.join(0.1)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+
+
+def test_a_damaged_cell_is_named(tmp_path):
+    cells = Cells(tmp_path)
+    row = cell("moon", right)
+    cells.write(row)
+    path = cells.path(key_of(row))
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(InputError, match=r"moon-seed0\.json is no finished cell"):
+        cells.rows()
+
+
+# ---------------------------------------------------------------- runs
+
+CHEAP = dict(only=("ua", "ira"), steps=1)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Six images a concept."""
+    from kill_benchmark import few
+
+    from erasers.eval import _evaluate
+
+    monkeypatch.setattr(_evaluate, "canvas_plan", few, raising=False)
+    monkeypatch.setattr(_evaluate.Control, "plan", lambda self, concept: few(concept), raising=False)
+
+
+def test_what_is_done_is_not_done_again(few, canvas, tmp_path, monkeypatch):
+    """Stacks take the erasers of their parts; a second run loads nothing; more concepts add only their own cells."""
+    made, real = [], machinery.make
+    monkeypatch.setattr(machinery, "make", lambda c, *a, **k: made.append((c, k["seed"])) or real(c, *a, **k))
+    plan = Plan(methods=("random", "original"), concepts=("star", "star+ink"), **CHEAP)
+    rows = benchmark(plan, tmp_path, load=lambda _: canvas)
+    assert made == [("star", 0), ("ink", 0)]
+    assert {r["concept"] for r in rows} == {"star", "star+ink"}
+    one, stack = (next(r for r in rows if r["concept"] == c) for c in ("star", "star+ink"))
+    sizes = [json.loads(p.read_text())["bytes"] for p in (tmp_path / "erasers").rglob("made.json")]
+    assert (stack["bytes"], len(sizes)) == (sum(sizes), 2)
+    assert one["seconds"] > 0
+    assert len(one["pictures"]) == 6
+    assert all((tmp_path / p[f]).exists() for p in one["pictures"] for f in ("file", "original"))
+    assert not list(tmp_path.rglob("*.part"))
+    assert not [p for p in (tmp_path / ".galleries").rglob("*") if p.is_file()]
+    drawn = []
+    monkeypatch.setattr(machinery.Control, "side", lambda *a: drawn.append(a))
+    assert benchmark(plan, tmp_path, load=pytest.fail) == rows
+    (tmp_path / "cells/canvas-sd" / f"random-{one['digest']}" / "star+ink-seed0.json").unlink()
+    again = benchmark(plan, tmp_path, load=lambda _: canvas)
+    assert made == [("star", 0), ("ink", 0)]
+    assert drawn == [], "the unerased images are read back"
+    assert next(r for r in again if r["concept"] == "star+ink")["hits"] == stack["hits"]
+
+
+def test_figures_that_were_not_made_alike_are_refused(few, canvas, tmp_path):
+    plan = Plan(methods=("random",), concepts=("star",), **CHEAP)
+    benchmark(plan, tmp_path, load=lambda _: canvas)
+    for other, words in (
+        (dict(only=("ua",), steps=1), "holds the scores ira,ua"),
+        (dict(only=("ua", "ira"), steps=2), "drawn with"),
+    ):
+        with pytest.raises(InputError, match=words):
+            benchmark(Plan(methods=("random",), concepts=("star",), **other), tmp_path, load=lambda _: canvas)
+    record = tmp_path / "benchmark.json"
+    text = json.loads(record.read_text())
+    weights = text["models"]["canvas-sd"]["fingerprint"]["weights"]
+    text["models"]["canvas-sd"]["fingerprint"]["weights"] = [1.1 * w for w in weights]
+    record.write_text(json.dumps(text))
+    with pytest.raises(InputError, match="another model of the name"):
+        benchmark(Plan(methods=("random",), concepts=("ink",), **CHEAP), tmp_path, load=lambda _: canvas)
+
+
+def test_a_failed_cell_costs_only_itself(few, canvas, tmp_path, monkeypatch):
+    real = machinery.make
+
+    def fails(concept, *a, **k):
+        if concept == "star":
+            raise InputError("diverged at step 3")
+        return real(concept, *a, **k)
+
+    plan = Plan(methods=("random",), concepts=("star", "ink"), **CHEAP)
+    monkeypatch.setattr(machinery, "make", fails)
+    with pytest.raises(InputError, match=r"1 cells failed .* random on star: diverged at step 3"):
+        benchmark(plan, tmp_path, load=lambda _: canvas)
+    assert [r["concept"] for r in rows_of(tmp_path)] == ["ink"]
+    monkeypatch.setattr(machinery, "make", real)
+    assert len(benchmark(plan, tmp_path, load=lambda _: canvas)) == 2
+
+
+def test_a_killed_training_goes_on(few, canvas, tmp_path, monkeypatch):
+    """The same bytes as one never killed, and the time of both parts."""
+    from erasers.erase.esd import ESD
+
+    monkeypatch.setattr(machinery, "Loop", lambda **k: Loop(checkpoint_every=1, **k))
+    short = {"steps": 3, "batch": 2, "sampler_steps": 2, "pool": 2, "refresh": 0}
+    plan = Plan(methods=("esd",), concepts=("star",), settings={"esd": [short]}, **CHEAP)
+    benchmark(plan, tmp_path / "whole", load=lambda _: canvas)
+    trainer = type(ESD().run(canvas, _task()))
+    step = trainer.step
+
+    def killed(self, k, rng):
+        if k == 2:
+            raise SystemExit("killed")
+        return step(self, k, rng)
+
+    monkeypatch.setattr(trainer, "step", killed)
+    with pytest.raises(SystemExit):
+        benchmark(plan, tmp_path / "killed", load=lambda _: canvas)
+    assert len(list((tmp_path / "killed").rglob("checkpoint-*"))) >= 1
+    monkeypatch.setattr(trainer, "step", step)
+    benchmark(plan, tmp_path / "killed", load=lambda _: canvas)
+    files = [next((tmp_path / side).rglob("pytorch_lora_weights.safetensors")) for side in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    made = json.loads(next((tmp_path / "killed").rglob("made.json")).read_text())
+    assert made["resumed"]
+    assert made["seconds"] > 0
+    assert not list((tmp_path / "killed").rglob("checkpoint-*"))
+    before, after = (table(rows_of(tmp_path / s)).drop(columns=list(TIMES)) for s in ("whole", "killed"))
+    pd.testing.assert_frame_equal(before, after)
+
+
+def _task():
+    from erasers.erase import Task
+
+    return Task((canvas.find("star"),))
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random(tmp_path):
+    """SIGKILL, ten times, wherever it happens to be: the table of a run never killed, and nothing made twice."""
+    script = Path(__file__).with_name("kill_benchmark.py")
+    done = subprocess.run([sys.executable, script, tmp_path, "10", "0"], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["killed"] == 10
+    assert said["made again"] == []
+    whole, killed = (tmp_path / side for side in ("whole", "killed"))
+    one, two = (read_table(side).drop(columns=list(TIMES)) for side in (whole, killed))
+    pd.testing.assert_frame_equal(one, two)
+    assert len(two[two.method != "original"]) == 4 * 2
+    left, right_ = (
+        {r["concept"] + r["method"]: (r["hits"], r["pictures"]) for r in rows_of(s)} for s in (whole, killed)
+    )
+    assert left == right_
+    for name in sorted(p.relative_to(whole) for p in whole.rglob("*.png")):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    assert not [p for p in (killed / "erasers").rglob(".*") if p.is_dir()], "nothing half made is left behind"
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_chooses_on_dev_and_reports_on_held_out(few, tmp_path):
+    sweep = json.dumps({"uce": [{"ridge": 0.5}, {"ridge": 500.0}]})
+    common = ("--only", "ua,ira,cra", "--steps", "4")
+    code, out, err = run(
+        "benchmark", "--methods", "uce", "--concepts", "moon,star", "--split", "dev", "--settings", sweep, *common,
+        "--out", tmp_path / "dev",
+    )  # fmt: skip
+    assert code == 0, err
+    assert {r["concept"] for r in rows_of(tmp_path / "dev")} == {"moon"}, "star is held out"
+    assert "## Canvas-sd, dev concepts" in out
+    code, out, err = run(
+        "benchmark", "--methods", "uce,random", "--concepts", "pentagram,moon", "--split", "held-out", "--json",
+        *common, "--chosen", tmp_path / "dev", "--out", tmp_path / "held",
+    )  # fmt: skip
+    assert code == 0, err
+    boards = json.loads(out)
+    assert [b["split"] for b in boards] == ["held-out"]
+    assert boards[0]["concepts"] == ["star"], "a synonym is its concept"
+    assert [e["method"] for e in boards[0]["entries"]] == ["original", "random", "uce"]
+    assert boards[0]["entries"][-1]["given"] == {"ridge": 0.5}
+    frame = read_table(tmp_path / "held")
+    assert set(frame["split"]) == {"held-out"}
+    assert (tmp_path / "held/leaderboard.md").read_text().startswith("# Leaderboard")
+
+
+BAD = {
+    "unknown method": (["--methods", "uec"], "did you mean 'uce'"),
+    "unknown concept": (["--concepts", "mooon"], "did you mean 'moon'"),
+    "concept twice": (["--concepts", "moon+crescent"], "names a concept twice"),
+    "unknown evaluator": (["--only", "uaa"], "did you mean 'ua'"),
+    "unknown split": (["--split", "held"], "did you mean 'held-out'"),
+    "empty split": (["--concepts", "star", "--split", "dev"], "none of star is of the split 'dev'"),
+    "no method": (["--methods", "original"], "at least one of the methods"),
+    "seeds": (["--seeds", "a"], "whole numbers with commas"),
+    "broken settings": (["--settings", "{"], "expected a JSON object"),
+    "settings of a stranger": (["--settings", '{"esd": {}}'], "method in the settings"),
+    "unknown setting": (["--settings", '{"uce": {"rigde": 1}}'], "did you mean 'ridge'"),
+    "bad import": (["--import", "rows.jsonl"], "rows.jsonl line 1 is no result"),
+    "no import": (["--import", "nothing.jsonl"], "cannot read nothing.jsonl"),
+    "nothing to choose by": (["--chosen", "nowhere"], "holds no finished cells"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_mistakes(name, tmp_path):
+    args, message = BAD[name]
+    (tmp_path / "rows.jsonl").write_text('{"method": "uce"}\n')
+    code, out, err = run("benchmark", "--out", "b", "--methods", "uce", *args, cwd=tmp_path)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
+    assert not (tmp_path / "b").exists()
+
+
+def test_scores_here_are_the_judges_own():
+    assert set(SCORES) == {"ua", "ira", "cra", "in_prompt", "neighbours", "synonym_ua", "held_out_ua"}
+    assert torch.get_num_threads() >= 1
