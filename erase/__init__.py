@@ -7,6 +7,7 @@ from ._eraser import Attached, Eraser
 from ._export import LAYOUTS
 from ._files import CONFIG_FILE, check_target, write_folder
 from ._finetune import Finetune, Finetuner, pick
+from ._hyper import Hyper, written_norms
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
 from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of
@@ -29,6 +30,7 @@ __all__ = [
     "Factors",
     "Finetune",
     "Finetuner",
+    "Hyper",
     "Loop",
     "Lora",
     "Mask",
@@ -59,4 +61,5 @@ __all__ = [
     "solve",
     "train",
     "write_folder",
+    "written_norms",
 ]

@@ -93,8 +93,8 @@ part = AutoModel.from_pretrained("erased-{component}")
 pipe = DiffusionPipeline.from_pretrained("{base}", {component}=part)
 ```"""
 
-HYPER = """`hypernet/` holds a network that writes a LoRA of its own for each prompt: strong where one asks for an erased
-concept, next to nothing elsewhere. No app loads that by itself. Without `erasers`, by the folder's own
+HYPER = """`hypernet/` holds a network that writes a LoRA of its own for each prompt: strong where one asks for an
+erased concept, next to nothing elsewhere. No app loads that by itself. Without `erasers`, by the folder's own
 `pipeline.py` (read it first: it is code):
 
 ```python

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from ._hypernet import Hypernetwork, Plan, norms
 from ._lora import Factors, Lora
 from ._payload import Undo
 from ._portable import pipeline_file
+
+if TYPE_CHECKING:
+    from ._eraser import Eraser
 
 STATIC = "materialize it for one prompt (`Eraser.materialize`; `erasers export --prompt`), which makes a LoRA of it"
 
@@ -119,3 +122,17 @@ class Hyper:
         """Norm of what it writes for each prompt."""
         u = prompt_signals(backbone, prompts, self.plan.read)
         return [v for part in u.split(256) for v in norms(self.pairs(part, time)).tolist()]
+
+
+def written_norms(
+    eraser: Eraser, backbone: Backbone, prompts: Sequence[str], *, time: float | None = None
+) -> list[float]:
+    """Frobenius norm of the LoRA that a hypernetwork writes for each prompt: how much it interferes there.
+
+    Raises:
+        InputError: the eraser is no hypernetwork, or made for another base.
+    """
+    if not isinstance(eraser.payload, Hyper):
+        raise InputError(f"a {eraser.recipe.kind} is the same for every prompt: only a hypernetwork writes for each")
+    eraser.check_base(backbone)
+    return eraser.payload.norms(backbone, list(prompts), time)
