@@ -255,7 +255,15 @@ class Eraser:
                     raise InputError(
                         f"{made_for}: {path} should be {want}, in {backbone.name!r} it is {have or 'missing'}"
                     )
-            here = fingerprint({n: weights[n] for n in self.payload.shapes})
+            edited = {n: weights[n] for n in self.payload.shapes}
+            if any(w.is_meta for w in edited.values()):
+                if force:
+                    return
+                raise InputError(
+                    f"{made_for}; the weights of {backbone.name!r} are offloaded and cannot be compared: attach before "
+                    "offloading (in Python, force=True leaves it out)"
+                )
+            here = fingerprint(edited)
         away = distance(self.recipe.base["fingerprint"]["weights"], here["weights"])
         if not (away <= SAME_BASE or force):  # so that NaN weights are refused too
             raise InputError(

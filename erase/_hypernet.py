@@ -141,6 +141,8 @@ class Hypernetwork(nn.Module):
             net = cls(plan)
         for part in net.parts:
             part.silence()
+        if plan.architecture == "compact":  # every number of the code starts alive for every prompt, and can learn
+            nn.init.constant_(net.trunk[2].bias, 0.3)
         return net
 
     @classmethod

@@ -182,7 +182,7 @@ class Training:
         draws |= {"row": pick(s.batch, s.pool, rng)} if s.pool else self._fresh(s.batch, rng)
         n = min(s.retained, len(self.kept))
         kept = [torch.randperm(len(self.kept), generator=rng)[:n] for _ in range(s.retain_times)]
-        return draws | {"kept": torch.stack(kept)}
+        return draws | {"kept": torch.stack(kept) if kept else torch.zeros(0, n)}
 
     def step(self, k: int, rng: torch.Generator) -> Mapping[str, float]:
         s = self.settings

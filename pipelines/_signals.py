@@ -29,8 +29,8 @@ def signals(backbone: Backbone, cond: Condition, read: Read) -> Tensor:
     def stop(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Seen(signal(by_name(root, args, kwargs), read).clone())
 
-    handle = backbone.denoiser.register_forward_pre_hook(stop, with_kwargs=True)
     x, t = torch.zeros(len(cond), *backbone.latent_shape), torch.zeros(len(cond), dtype=torch.long)
+    handle = backbone.denoiser.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with torch.no_grad(), backbone.using(None):
             backbone.denoise(x, t, cond)

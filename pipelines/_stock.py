@@ -24,7 +24,7 @@ from ._fingerprint import fingerprint
 from ._law import Law
 from ._memory import Embeddings, answering, check_known, encoders, in_order, listening, named
 from ._overlay import cover, overlay, showing, uncover
-from ._prompted import Read, letting, telling
+from ._prompted import Read, letting, telling, unwrapped
 
 Maker = Callable[[Mapping[str, Any]], SchedulerMixin]
 
@@ -382,7 +382,7 @@ class StockBackbone:
 
     def _roots(self, group: Group) -> list[tuple[str, nn.Module]]:
         if group != "text-encoder":
-            return [(self.component, self.denoiser)]
+            return [(self.component, unwrapped(self.denoiser))]
         names = ("text_encoder", "text_encoder_2", "text_encoder_3")
         return [(n, m) for n in names if (m := getattr(self.pipe, n, None)) is not None]
 

@@ -254,14 +254,15 @@ def test_the_retain_loss_has_an_optimiser_of_its_own(sd, monkeypatch):
 
 
 def test_retaining_silences_what_is_retained(sd):
-    """With and without the retain loss, the same draws of the removal; its prompts, and one it has not seen."""
+    """With and without the retain loss, the same draws of the removal: the prompts of either kind."""
     found = {}
-    for weight in (0.0, 10.0):
-        settings = {**SHORT, "steps": 30, "retained": 64, "retain": weight, "ends": 1.0, "objective": "direct"}
+    for weight in (0.0, 1.0):
+        settings = {**SHORT, "steps": 25, "retained": 16, "retain": weight, "ends": 1.0, "objective": "direct"}
         done = solve(configure("unhype", "sd", settings), sd, task=Task((Concept("moon", "circle"),), (), 0))
-        found[weight] = done.about
-    assert found[10.0]["kept"]["median"] < 0.2 * found[0.0]["kept"]["median"]
-    assert found[10.0]["kept"]["median"] < 0.2 * found[10.0]["erased"]["median"]
+        found[weight] = {k: v["median"] for k, v in done.about.items()}
+    assert found[0.0]["kept"] > 0.2 * found[0.0]["erased"]
+    assert found[1.0]["kept"] < 0.2 * found[0.0]["kept"]
+    assert found[1.0]["kept"] < 0.2 * found[1.0]["erased"]
 
 
 class TestPrompts:
@@ -290,7 +291,7 @@ class TestPrompts:
             assert len(texts) > 400
             assert "" in texts
             assert not [t for t in texts for w in ("cat", "kitten", "lighthouse") if w in t.lower()]
-        assert "a circle in ink style" in " ".join(texts)
+        assert any("circle" in t and "ink" in t for t in texts)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def test_every_row_gets_its_own_update():
                 have[k][b].double(), z[b].double() @ w.T + linear.bias.double(), atol=1e-4, rtol=1e-4
             )
     with pytest.raises(RuntimeError, match="is given 2 rows for 3 prompts"):
-        net(x[:2])
+        net.one(x[:2])
     writer.remove()
     assert all(torch.equal(a, b) for a, b in zip(base, net(x), strict=True))
     assert not net._forward_pre_hooks
@@ -428,7 +429,7 @@ def test_every_family_trains_and_only_the_conditional_branch_is_updated(family):
     prompt answer otherwise; with guidance off all do.
     """
     backbone = build(family)
-    made = erase("moon", backbone, method=("unhype", SHORT))
+    made = erase("moon", backbone, method=("unhype", {**SHORT, "lr": 0.1}))
     with made.attached(backbone) as handle:
         assert handle.is_active()
         assert not torch.equal(output(backbone, "moon"), plain := output_without(backbone, handle))
@@ -576,7 +577,14 @@ def test_beside_other_adapters(sd):
         handle.activate()
 
 
-@pytest.mark.parametrize("order", ["compiled, then attached", "attached, then compiled", "compiled in place"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "compiled, then attached",
+        pytest.param("attached, then compiled", marks=pytest.mark.slow),
+        pytest.param("compiled in place", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled(sd, order):
     eraser = hyper(sd)
     x, t = torch.randn(2, *sd.latent_shape), torch.tensor([500, 500])
@@ -612,6 +620,8 @@ def test_offloaded(sd, first):
         handle = eraser.attach(sd)
     accelerate.cpu_offload(sd.pipe.unet, execution_device=torch.device("cpu"))
     if first == "offloaded":
+        with pytest.raises(InputError, match="are offloaded and cannot be compared: attach before offloading"):
+            eraser.attach(sd)
         handle = eraser.attach(sd, force=True)
     assert next(sd.pipe.unet.parameters()).is_meta
     x, cond = torch.randn(1, *sd.latent_shape), sd.encode(["a moon"])
@@ -684,7 +694,7 @@ def test_inspected(sd, tmp_path):
     assert said["norm of what it writes"]["erased"]["median"] > 0
     assert "pipe.load_eraser" in (folder / "README.md").read_text()
     (folder / "hypernet/config.json").write_text('{"layers": [], "text": 3}')
-    with pytest.raises(InputError, match=r"config\.json do not fit"):
+    with pytest.raises(InputError, match=r"config\.json do not belong together"):
         Eraser.from_pretrained(folder)
 
 
@@ -707,7 +717,7 @@ draw("off")
 """
 
 
-@pytest.mark.parametrize("family", ["sd", "chroma"])
+@pytest.mark.parametrize("family", ["sd", pytest.param("chroma", marks=pytest.mark.slow)])
 def test_plain_diffusers_draws_the_same_pixels_by_the_folders_own_pipeline(family, tmp_path, monkeypatch):
     """In a process where our package cannot be imported: guidance in one call, and in calls of its own."""
     backbone = build(family)
