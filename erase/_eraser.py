@@ -165,7 +165,7 @@ class Eraser:
             raise InputError("expected a prompt to write the LoRA for, got none: name one that asks for the concept")
         self.check_base(base)
         lora = Lora(self.payload.factors(base, prompt, time))
-        about = {"from": "hyper", "prompt": prompt, "acts on": "every prompt alike (static)"}
+        about: dict[str, Any] = {"from": "hyper", "prompt": prompt, "acts on": "every prompt alike (static)"}
         about |= {} if time is None else {"virtual time": time}
         return Eraser(replace(self.recipe, kind="lora", derived=about), lora)
 

@@ -116,6 +116,9 @@ class Hypernetwork(nn.Module):
     first shifted and scaled by two stored vectors, 0 and 1 as published.
     """
 
+    centre: Tensor
+    spread: Tensor
+
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
@@ -126,7 +129,7 @@ class Hypernetwork(nn.Module):
         trunk = (nn.Linear(width, plan.hidden), nn.ReLU(), nn.Linear(plan.hidden, plan.code), nn.ReLU())
         self.trunk = nn.Sequential(*(trunk if compact else ()))
         part = Heads if compact else Pair
-        self.parts = nn.ModuleList(part(plan, n, m) for _, n, m in plan.layers)
+        self.parts = nn.ModuleList(part(plan, n, m) for _, n, m in plan.layers)  # type: ignore[operator]
         self.base = nn.Parameter(torch.ones(len(plan.layers)))
         self.slope = nn.Parameter(torch.zeros(len(plan.layers)))
         for k, (_, n, _m) in enumerate(plan.layers):
@@ -140,9 +143,9 @@ class Hypernetwork(nn.Module):
             torch.manual_seed(seed)
             net = cls(plan)
         for part in net.parts:
-            part.silence()
+            part.silence()  # type: ignore[operator]
         if plan.architecture == "compact":  # every number of the code starts alive for every prompt, and can learn
-            nn.init.constant_(net.trunk[2].bias, 0.3)
+            nn.init.constant_(net.trunk[2].bias, 0.3)  # type: ignore[arg-type]
         return net
 
     @classmethod

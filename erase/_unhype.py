@@ -40,7 +40,7 @@ def forgotten(
     the empty one. With `compose`, so many sentences too for each preserved concept of the other kind (object, style)
     that it is named beside; there, without an anchor, that other one stands alone.
     """
-    out = []
+    out: list[tuple[str, str]] = []
     for concept in concepts:
         plain = sentences(concept, contexts=contexts, synonyms=synonyms)
         out += zip(plain, sentences(concept, contexts=contexts, synonyms=synonyms, name=concept.anchor), strict=True)
@@ -65,8 +65,8 @@ def silent(
     """Prompts for which nothing is to be written: the empty one, the mappings, sentences of preserved concepts, alone
     and (with `compose`) two by two, and what people ask any model for. None of them names an erased concept.
     """
-    settings = {"contexts": contexts, "synonyms": synonyms, "compose": compose}
-    texts = ["", *(new for _, new in forgotten(concepts, others, **settings))]
+    named = forgotten(concepts, others, contexts=contexts, synonyms=synonyms, compose=compose)
+    texts = ["", *(new for _, new in named)]
     texts += [s for c in others for s in sentences(c, contexts=contexts, synonyms=True)]
     for concept in (c for c in others if c.kind == "object" and compose):
         texts += [old for old, _ in forgotten((concept,), others, contexts=1, synonyms=True, compose=compose)]
@@ -113,15 +113,14 @@ class Training:
 
     def _encode(self, read: Read) -> None:
         s, concepts, others = self.settings, self.task.concepts, self.task.preserve
-        given = {"contexts": s.contexts, "synonyms": s.synonyms, "compose": s.compose}
-        pairs = forgotten(concepts, others, **given)
+        pairs = forgotten(concepts, others, contexts=s.contexts, synonyms=s.synonyms, compose=s.compose)
         self.prompts, mappings = [p for p, _ in pairs], [m for _, m in pairs]
         self.concept = self.backbone.encode(self.prompts)
         unique = list(dict.fromkeys(mappings))
         self.mapping = self.backbone.encode(unique)
         self.maps_to = torch.tensor([unique.index(m) for m in mappings])
         self.null = self.backbone.unconditional(1)
-        texts = silent(concepts, others, **given)
+        texts = silent(concepts, others, contexts=s.contexts, synonyms=s.synonyms, compose=s.compose)
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.task.seed)).tolist()
         self.texts = [texts[k] for k in order[: MANY * s.retained]]
         self.asked = prompt_signals(self.backbone, self.prompts, read)

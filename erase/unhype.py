@@ -79,6 +79,7 @@ class UnHype:
     )
 
     paper: ClassVar[str] = "arXiv 2602.03410"
+    gives: ClassVar[str] = "hyper"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # one concept on Stable Diffusion; a hundred of them: rank 6, hidden 512, lr 1e-4, retain_lr 3e-4, retain 5;
         # Flux: rank 4, 5000 steps, lr 1e-5, retain_lr 2e-5, walk student

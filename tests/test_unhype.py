@@ -15,14 +15,13 @@ from peft import LoraConfig
 from PIL import Image
 from torch import nn
 
-import tiny
 from erasers.erase import Eraser, Hyper, Loop, Task, configure, describe, erase, overlap, solve, written_norms
 from erasers.erase import _hypernet as hypernet
 from erasers.erase._hypernet import Hypernetwork, Plan, fourier, norms, size
 from erasers.erase._unhype import Training, forgotten, silent
 from erasers.erase._virtual import direct, flat, leaves, retained, virtual_step
 from erasers.pipelines import _prompted as prompted
-from erasers.pipelines import disguised, prompt_signals, signals, step_generator, wrap, write_by_prompt, writers
+from erasers.pipelines import disguised, prompt_signals, signals, step_generator, write_by_prompt, writers
 from erasers.prompts import Concept, InputError, canvas
 
 SHORT = {"steps": 2, "batch": 2, "pool": 0, "sampler_steps": 2, "retained": 2, "lr": 0.01}
@@ -675,6 +674,8 @@ def test_what_a_hypernetwork_cannot_do_says_what_to_do(sd, tmp_path):
     with pytest.raises(InputError, match="only a hypernetwork writes"):
         written_norms(erase("moon", sd), sd, ["moon"])
     assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="expected a method that gives a LoRA, 'unhype' gives a hyper"):
+        erase("moon", sd, method=("random", {"like": "unhype"}))
 
 
 def test_inspected(sd, tmp_path):
@@ -764,5 +765,3 @@ def test_several_concepts_in_one(sd):
     assert made.recipe.names == ["moon", "cat", "star"]
     assert math.isfinite(written_norms(made, sd, ["a star"])[0])
     assert torch.isfinite(output(sd, "a star")).all()
-    _ = tiny
-    _ = wrap
