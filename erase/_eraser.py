@@ -210,13 +210,15 @@ class Eraser:
         label = name or _free_name(self.adapter_name, taken)
         if label in taken:
             raise InputError(f"an adapter named {label!r} is attached already: choose another name or detach it")
-        undo = self.payload.plug(backbone, label, self.recipe.scale if scale is None else scale)
-        message = (
-            f"the eraser of {', '.join(self.recipe.names)} no longer acts: another adapter was loaded or set, which "
-            f"switches the others off; call handle.activate(), or pipe.set_adapters with {label!r} among the names"
-        )
-        hook = watch(backbone.pipe, label, backbone.denoiser, message)
-        return Attached(backbone.pipe, label, lambda: self.payload.acting(backbone, label), (undo, hook.remove))
+        undo = [self.payload.plug(backbone, label, self.recipe.scale if scale is None else scale)]
+        if isinstance(self.payload, Lora):  # no other kind is switched off by a LoRA that comes later
+            message = (
+                f"the eraser of {', '.join(self.recipe.names)} no longer acts: another adapter was loaded or set, "
+                "which switches the others off; call handle.activate(), or pipe.set_adapters with "
+                f"{label!r} among the names"
+            )
+            undo.append(watch(backbone.pipe, label, backbone.denoiser, message).remove)
+        return Attached(backbone.pipe, label, lambda: self.payload.acting(backbone, label), tuple(undo))
 
     @contextmanager
     def attached(self, pipe: Any, scale: float | None = None) -> Iterator[Attached]:  # noqa: ANN401
@@ -294,7 +296,7 @@ class Attached:
 
     def is_active(self) -> bool:
         """Whether it acts now. Loading another LoRA with diffusers' own loader switches it off until `activate()` or
-        `pipe.set_adapters([...all names...])`; a delta is not touched by that.
+        `pipe.set_adapters([...all names...])`; that does not touch a delta or a hypernetwork.
         """
         return self._acting()
 

@@ -64,6 +64,15 @@ def fourier(share: Tensor, waves: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
+class Revived(nn.Module):
+    """max(z, 0), whose gradient where z < 0 is not 0 but a tenth: a number of the code that has gone silent for a prompt
+    can come back, while what it writes until then is exactly nothing.
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.relu() + 0.1 * torch.where(z < 0, z - z.detach(), 0.0)
+
+
 class Pair(nn.Module):
     """What the published hypernetwork has for one layer: a network for each factor."""
 
@@ -126,7 +135,7 @@ class Hypernetwork(nn.Module):
         self.register_buffer("spread", torch.ones(plan.text))
         compact = plan.architecture == "compact"
         width = plan.text + 2 * plan.waves
-        trunk = (nn.Linear(width, plan.hidden), nn.ReLU(), nn.Linear(plan.hidden, plan.code), nn.ReLU())
+        trunk = (nn.Linear(width, plan.hidden), nn.ReLU(), nn.Linear(plan.hidden, plan.code), Revived())
         self.trunk = nn.Sequential(*(trunk if compact else ()))
         part = Heads if compact else Pair
         self.parts = nn.ModuleList(part(plan, n, m) for _, n, m in plan.layers)  # type: ignore[operator]

@@ -271,7 +271,7 @@ class Writer:
 
     def _adder(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def add(_layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
-            if self._pairs is None:
+            if self._pairs is None or not self.on:
                 return None
             left, right = self._pairs[name]
             x: Tensor = args[0]

@@ -102,7 +102,7 @@ def test_half_precision_bases(method, family, dtype, tmp_path):
     strong = {"uce": {"ridge": 0.001, "preserve_scale": 0.0}, "random": {"strength": 20.0}}
     short = {"steps": 4, "batch": 2, "sampler_steps": 2, "lr": 0.3}
     short |= {"images": 2} if method not in ("esd", "unhype") else {"pool": 2}
-    short |= {"retained": 2, "lr": 0.03, "steps": 8, "ends": 1.0} if method == "unhype" else {}
+    short |= {"retained": 2, "lr": 0.01, "ends": 1.0, "architecture": "per-layer"} if method == "unhype" else {}
     short |= {"dense": False} if method == "salun" else {}
     eraser = erase("moon", backbone, method=(method, strong.get(method, short)))
     eraser.save_pretrained(tmp_path / "e", verify=backbone)
