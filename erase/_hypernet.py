@@ -65,8 +65,8 @@ def fourier(share: Tensor, waves: int) -> Tensor:
 
 
 class Revived(nn.Module):
-    """max(z, 0), whose gradient where z < 0 is not 0 but a tenth: a number of the code that has gone silent for a prompt
-    can come back, while what it writes until then is exactly nothing.
+    """max(z, 0), whose gradient where z < 0 is not 0 but a tenth: a number of the code that has gone silent for a
+    prompt can come back, while what it writes until then is exactly nothing.
     """
 
     def forward(self, z: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ._hyper import Hyper
 from ._hypernet import Hypernetwork, Plan, norms
 from ._method import Task
 from ._train import Session, optimiser_state, restore_optimiser
-from ._virtual import direct, flat, leaves, retained, virtual_step
+from ._virtual import direct, flat, leaves, retained, rowed, virtual_step
 from .esd import away
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Training:
 
     def __init__(self, settings: UnHype, backbone: Backbone, task: Task) -> None:
         self.settings, self.backbone, self.task, self.steps = settings, backbone, task, settings.steps
-        self.time = 0.0
+        self.time, self._slope = 0.0, 0.0
         self._writer: Writer | None = None
         self._flags: list[tuple[torch.nn.Parameter, bool]] = []
 
@@ -184,6 +184,9 @@ class Training:
         return draws | {"kept": torch.stack(kept) if kept else torch.zeros(0, n)}
 
     def step(self, k: int, rng: torch.Generator) -> Mapping[str, float]:
+        """One removal and its retaining. The log's `loss` is the erasing loss, `kept` the retain loss, `slope` the norm
+        of the emitted factors' gradient: a step of virtual time should move them by eta times that.
+        """
         s = self.settings
         if s.pool and s.refresh and k and k % s.refresh == 0:
             stay = s.pool // 2
@@ -195,7 +198,7 @@ class Training:
             for optimiser, lr in ((self.removing, s.lr), (self.keeping, s.retain_lr or s.lr)):
                 for group in optimiser.param_groups:
                     group["lr"] = lr * (1 - k / self.steps)
-        error = 0.0
+        error, self._slope = 0.0, 0.0
         for part in self.session.parts(s.batch):
             error += self._remove(draws, part, (part.stop - part.start) / s.batch)
         gradient = self.session.update(self.removing, s.clip)
@@ -206,6 +209,7 @@ class Training:
                 kept += self._retain(rows[part], (part.stop - part.start) / len(rows))
             self.session.update(self.keeping, s.clip)
         logs = {"loss": self.session.sum(error), "gradient": gradient}
+        logs |= {"slope": self.session.sum(self._slope)} if s.objective != "direct" else {}
         return logs | ({"kept": self.session.sum(kept)} if s.retain_times else {})
 
     def _remove(self, draws: Mapping[str, Tensor], part: slice, share: float) -> float:
@@ -227,6 +231,7 @@ class Training:
             loss = error.mean() if through else error.new_zeros(())
             if s.objective != "direct" and not end:
                 g = self.session.gradients(error.sum(), flat(given))
+                self._slope += share * float(rowed(g).norm(dim=1).mean())
                 later = self.network(u, self.time + 1)
                 loss = loss + s.remove * virtual_step(now, later, g, s.eta)
             self.session.backward(share * loss)

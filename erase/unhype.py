@@ -84,7 +84,18 @@ class UnHype:
         # one concept on Stable Diffusion; a hundred of them: rank 6, hidden 512, lr 1e-4, retain_lr 3e-4, retain 5;
         # Flux: rank 4, 5000 steps, lr 1e-5, retain_lr 2e-5, walk student
         "paper": {},
-        "sd": {"architecture": "compact", "rank": 4, "standardise": True, "steps": 1000, "batch": 4, "lr": 3e-4},
+        "sd": {
+            "architecture": "compact",
+            "rank": 4,
+            "standardise": True,
+            "objective": "direct",
+            "steps": 1000,
+            "batch": 4,
+            "lr": 3e-4,
+            "gamma": 1.0,
+            "retain": 1.0,
+            "ends": 1.0,
+        },
         "canvas": {
             "architecture": "compact",
             "rank": 4,
