@@ -95,18 +95,19 @@ class Pair(nn.Module):
 
 
 class Heads(nn.Module):
-    """What the compact one has for one layer: a linear map from the code for each factor. The right one has no bias, so
-    a prompt whose code is zero is written nothing, exactly.
+    """What the compact one has for one layer: a linear map from the code for each factor, without a bias, so that a
+    prompt whose code is zero is written nothing, exactly.
     """
 
     def __init__(self, plan: Plan, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.left = nn.Linear(plan.code, inputs * plan.rank)
+        self.left = nn.Linear(plan.code, inputs * plan.rank, bias=False)
         self.right = nn.Linear(plan.code, plan.rank * outputs, bias=False)
 
     @torch.no_grad()
     def silence(self) -> None:
-        """Start with a right factor of zero."""
+        """Start with factors that no prompt changes, the right one zero: then there is nothing to retain yet."""
+        self.left.weight.zero_()
         self.right.weight.zero_()
 
     def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
