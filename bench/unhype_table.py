@@ -23,6 +23,9 @@ from erasers.prompts import Prompt, canvas, canvas_plan
 
 FIVE = ("moon", "cat", "house", "mosaic", "neon")
 SETS = {"1": FIVE[:1], "5": FIVE, "half": tuple(canvas.CONCEPTS)[::2]}
+ENDS = {"trajectory": {"ends": 0.0}, "both": {"ends": 0.5}}
+"""At the end of virtual time no step is left to imitate, which the presets for `direct` train at alone."""
+
 SCORES = ("ua", "synonym_ua", "held_out_ua", "ira", "cra", "neighbours", "in_prompt")
 
 
@@ -179,7 +182,8 @@ def main() -> None:
         for objective in args.objectives.split(","):
             for architecture in args.architectures.split(","):
                 chosen = {"objective": objective, "architecture": architecture}
-                settings = {**json.loads(args.settings), **{k: v for k, v in chosen.items() if v}}
+                settings = {**ENDS.get(objective, {}), **{k: v for k, v in chosen.items() if v}}
+                settings |= json.loads(args.settings)
                 effective = settings_of(configure("unhype", control.backbone.preset, settings))
                 if (args.model, json.dumps(effective, sort_keys=True), *names) in done:
                     continue

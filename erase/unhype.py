@@ -105,8 +105,11 @@ class UnHype:
             "batch": 16,
             "lr": 1e-3,
             "decay": True,
-            "gamma": 0.5,
-            "retain": 1.0,
+            "gamma": 1.0,
+            "eta": 0.2,  # eta and remove count only with another objective
+            "remove": 1e6,
+            "retain": 10.0,
+            "retain_times": 2,
             "ends": 1.0,
             "contexts": 6,
             "compose": 4,
