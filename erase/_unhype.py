@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -71,8 +72,8 @@ def silent(
     for concept in (c for c in others if c.kind == "object" and compose):
         texts += [old for old, _ in forgotten((concept,), others, contexts=1, synonyms=True, compose=compose)]
     texts += [f"{scene}, {manner}".removesuffix(", ") for scene in EVERYDAY for manner in MANNERS]
-    gone = [n.lower() for c in concepts for n in c.names]
-    return [t for t in dict.fromkeys(texts) if not any(n in t.lower() for n in gone)]
+    gone = re.compile("|".join(rf"\b{re.escape(n)}" for c in concepts for n in c.names), re.IGNORECASE)
+    return [t for t in dict.fromkeys(texts) if not gone.search(t)]
 
 
 class Training:
@@ -91,6 +92,8 @@ class Training:
         layers = backbone.modules(s.train)
         if not layers:
             raise InputError(f"{backbone.name} has nothing to train in the group {s.train!r}")
+        if s.pooled and backbone.pooled:
+            layers = {**layers, backbone.pooled: backbone.modules("all")[backbone.pooled]}
         read = backbone.reads if s.signal == "auto" else s.signal
         with torch.no_grad(), backbone.using(None):
             self._encode(read)

@@ -29,6 +29,10 @@ class UnHype:
     train: Part = field(
         default="text-kv", metadata={"help": "what is written for: text-kv, cross, self, not-cross, all"}
     )
+    pooled: bool = field(
+        default=False,
+        metadata={"help": "write for the Linear that reads the pooled text vector too, where there is one"},
+    )
     architecture: Architecture = field(
         default="per-layer", metadata={"help": "per-layer, as published, or compact: one trunk, linear heads"}
     )
@@ -85,6 +89,7 @@ class UnHype:
         # Flux: rank 4, 5000 steps, lr 1e-5, retain_lr 2e-5, walk student
         "paper": {},
         "sd": {
+            "pooled": True,
             "architecture": "compact",
             "rank": 4,
             "standardise": True,
@@ -97,6 +102,7 @@ class UnHype:
             "ends": 1.0,
         },
         "canvas": {
+            "pooled": True,  # canvas-flow has one
             "architecture": "compact",
             "rank": 4,
             "standardise": True,

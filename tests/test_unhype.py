@@ -298,8 +298,11 @@ class TestPrompts:
             texts = silent(*task, contexts=4, synonyms=True, compose=2)
             assert len(texts) > 400
             assert "" in texts
-            assert not [t for t in texts for w in ("cat", "kitten", "lighthouse") if w in t.lower()]
+            words = {w.strip(",.:") for t in texts for w in t.lower().split()}
+            assert not words & {"cat", "cats", "kitten", "lighthouse"}
         assert any("circle" in t and "ink" in t for t in texts)
+        ring = silent((canvas.find("ring"),), (), contexts=1, synonyms=True, compose=0)
+        assert "a children's drawing" in " ".join(ring), "a name within a word is no mention"
 
 
 @pytest.mark.parametrize(
@@ -438,6 +441,7 @@ def test_every_family_trains_and_only_the_conditional_branch_is_updated(family):
     """
     backbone = build(family)
     made = erase("moon", backbone, method=("unhype", {**SHORT, "architecture": "per-layer"}))
+    assert backbone.pooled is None or backbone.pooled in made.payload.shapes
     with made.attached(backbone) as handle:
         assert handle.is_active()
         assert not torch.equal(output(backbone, "moon"), plain := output_without(backbone, handle))
