@@ -100,10 +100,12 @@ class Hyper:
 
     # ------------------------------------------------------------ what it writes
 
-    @torch.no_grad()
     def pairs(self, signal: Tensor, time: float | None = None) -> Pairs:
-        """The factors for some prompts' signals [B, D], at the end of virtual time or at another."""
-        return self.network.to(signal.device)(signal, float(self.plan.times if time is None else time))
+        """The factors for some prompts' signals [B, D], at the end of virtual time or at another. Gradients flow to
+        signals that ask for them.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and signal.requires_grad):
+            return self.network.to(signal.device)(signal, float(self.plan.times if time is None else time))
 
     def factors(self, backbone: Backbone, prompt: str, time: float | None = None) -> Factors:
         """What it writes for one prompt, as a LoRA's A [r, in] and B [out, r].

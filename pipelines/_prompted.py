@@ -219,6 +219,7 @@ class Writer:
         backward pass needs them too.
         """
         self._given, self._pairs = True, dict(pairs)
+        self._forget()
         try:
             yield
         finally:
@@ -257,10 +258,11 @@ class Writer:
             if len(before) == len(parts) and all(a is b for a, b in zip(before, parts, strict=True)):
                 return
         u = signal(call, self.read)
-        if self._seen is None or self._seen[0] != rows or not _same(self._seen[3], u):
+        if u.requires_grad or self._seen is None or self._seen[0] != rows or not _same(self._seen[3], u):
             self._pairs = self._factors(u, rows)
             self._made.clear()
-        self._seen = (rows, parts, counts, u.clone())
+        # who asks for gradients by the prompt gets a graph of its own in each call
+        self._seen = None if u.requires_grad else (rows, parts, counts, u.clone())
 
     def _forget(self) -> None:
         """Forget what was made of the text."""

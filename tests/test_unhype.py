@@ -532,6 +532,25 @@ def test_one_call_of_the_hypernetwork_for_each_prompt(sd):
                 assert not torch.equal(one, sd.denoise(x, t, frozen))
 
 
+def test_gradients_by_the_prompt_go_through_what_is_written(sd):
+    """For attacks on embeddings: against finite differences along one direction of the state that is read."""
+    eraser, cond = hyper(sd, by=0.1), sd.encode(["a moon"])
+    text = cond.kwargs["encoder_hidden_states"].clone().requires_grad_()
+    x, t = torch.randn(1, *sd.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    way = torch.zeros_like(text)
+    way[:, -1] = torch.randn(text.shape[-1], generator=torch.Generator().manual_seed(1))
+
+    def loss(states):
+        return sd.denoise(x, t, type(cond)({"encoder_hidden_states": states}, 1)).square().sum()
+
+    with eraser.attached(sd):
+        for _ in range(2):  # the second time with a graph of its own
+            (slope,) = torch.autograd.grad(loss(text), text)
+        with torch.no_grad():
+            by_hand = (loss(text + 1e-2 * way) - loss(text - 1e-2 * way)) / 2e-2
+    assert (slope * way).sum().item() == pytest.approx(by_hand.item(), rel=0.05)
+
+
 def test_partial_denoising_updates_the_prompts_side_only(sd):
     """One guided step of ours, against the base's answer to the empty prompt and the updated one to the prompt."""
     eraser, cond, null = hyper(sd), sd.encode(["a moon", "a cat"]), sd.unconditional(2)
