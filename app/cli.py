@@ -1,5 +1,5 @@
-"""`erasers`: the program and its commands on erasers; those on galleries, answer sets, benchmarks and reports lie in files
-of their own. Heavy imports wait inside the commands.
+"""`erasers`: the program and its commands on erasers; those on galleries, answer sets, benchmarks and reports lie in
+files of their own. Heavy imports wait inside the commands.
 """
 
 from __future__ import annotations
@@ -399,11 +399,14 @@ def export(
         Path, typer.Option("--out", "-o", help="File to write, ending in .safetensors; for component a folder.")
     ],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The base model, for component, and for a delta.")
+        str | None, typer.Option("--model", "-m", help="The base model, for component, for a delta, and for --prompt.")
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Make a LoRA of a delta: of this rank (singular values).")] = None,
     energy: Annotated[
         float | None, typer.Option(help="Make a LoRA of a delta: that holds this share of each layer's change.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Write the LoRA that a hypernetwork makes for this prompt; it acts on every one.")
     ] = None,
     dtype: Annotated[
         str | None,
@@ -421,6 +424,10 @@ def export(
     exact = to == "lycoris" or rank is not None or energy is not None  # the files' precision is another matter
     base = None if model is None else _load(model, "float32" if exact else dtype, None)
     kind = kinds[dtype] if dtype else None
+    if prompt is not None:
+        if base is None:
+            raise InputError("a hypernetwork reads the prompt as the base encodes it: name that with --model")
+        loaded = loaded.materialize(base, prompt)
     if rank is not None or energy is not None:
         if base is None:
             raise InputError("a LoRA of a delta is made of its difference from the base: name that with --model")

@@ -7,6 +7,7 @@ from ._eraser import Attached, Eraser
 from ._export import LAYOUTS
 from ._files import CONFIG_FILE, check_target, write_folder, write_text
 from ._finetune import Finetune, Finetuner, pick
+from ._hyper import Hyper, written_norms
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
 from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of
@@ -33,6 +34,7 @@ __all__ = [
     "Filed",
     "Finetune",
     "Finetuner",
+    "Hyper",
     "Loop",
     "Lora",
     "Mask",
@@ -65,4 +67,5 @@ __all__ = [
     "train",
     "write_folder",
     "write_text",
+    "written_norms",
 ]

@@ -93,6 +93,24 @@ part = AutoModel.from_pretrained("erased-{component}")
 pipe = DiffusionPipeline.from_pretrained("{base}", {component}=part)
 ```"""
 
+HYPER = """`hypernet/` holds a network that writes a LoRA of its own for each prompt: strong where one asks for an
+erased concept, next to nothing elsewhere. No app loads that by itself. Without `erasers`, by the folder's own
+`pipeline.py` (read it first: it is code):
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{base}", custom_pipeline="this-folder", trust_remote_code=True)
+pipe.load_eraser("this-folder")
+```
+
+For apps that load LoRAs only, one prompt's LoRA can be written to a file. It acts on every prompt then, so what it
+erases and keeps is to be scored anew:
+
+```sh
+erasers export this-folder --to peft --prompt "{name}" --model {base} --out static.safetensors
+```"""
+
 COMFY_FAMILIES = ("sd3", "flux", "flux-cfg", "aura-flow", "hidream", "qwen-image", "z-image")
 """Whose PEFT keys ComfyUI reads as they are."""
 
@@ -102,12 +120,14 @@ def _plain(recipe: Recipe) -> str:
     component = recipe.base["component"]
     if recipe.kind == "delta":
         return DELTA.replace("{base}", recipe.base["id"]).replace("{component}", component)
+    if recipe.kind == "hyper":
+        return HYPER.replace("{base}", recipe.base["id"]).replace("{name}", recipe.names[0])
     if recipe.family.startswith("pixart"):
         return NO_LOADER
     return LOADER + (KOHYA if component == "unet" else COMFY if recipe.family in COMFY_FAMILIES else "")
 
 
-TAGS = {"lora": ["lora", "template:sd-lora"], "delta": []}
+TAGS = {"lora": ["lora", "template:sd-lora"], "delta": [], "hyper": ["hypernetwork"]}
 
 
 def _derived(recipe: Recipe) -> str:

@@ -9,8 +9,8 @@
         check("my_lab.my_method:Project", load("canvas-sd"), folder=tmp_path)
 
 Each check takes a method's name, a backbone and an empty folder, and raises `AssertionError` with what went wrong.
-`given` are settings of the method; without them a trained method runs shortly: its `steps`, `batch`, `pool`, `images`
-and `sampler_steps`, as far as it has them, are lowered to 2.
+`given` are settings of the method; without them a trained method runs shortly: its `steps`, `batch`, `pool`, `images`,
+`sampler_steps`, `retained` and `compose`, as far as it has them, are lowered to 2.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ import torch
 from torch import Tensor
 
 from ..pipelines import Backbone
-from ..prompts import Concept
+from ..prompts import Concept, InputError
 from ._delta import Delta
 from ._erase import erase
 from ._eraser import Eraser
-from ._files import one_rank
+from ._files import LORA_FILE, one_rank
+from ._hyper import Hyper
 from ._lora import Lora
 from ._method import Method, configure, find, options, settings_of
 
 CONCEPTS = ("moon", "star")
+PROMPT = "a moon and a star"
 
 
 def _settings(method: str, backbone: Backbone, given: Mapping[str, Any] | None) -> dict[str, Any]:
     if given is not None:
         return dict(given)
     usual = settings_of(configure(method, backbone.preset, {}))
-    names = ("steps", "batch", "pool", "images", "sampler_steps") if "steps" in usual else ()
+    names = ("steps", "batch", "pool", "images", "sampler_steps", "retained", "compose") if "steps" in usual else ()
     return {n: min(2, usual[n]) for n in names if n in usual}
 
 
@@ -49,7 +51,7 @@ def _make(method: str, backbone: Backbone, given: Mapping[str, Any] | None, *, n
     return erase(name, backbone, method=(method, _settings(method, backbone, given)), seed=3)
 
 
-def _output(backbone: Backbone, text: str = "a moon and a star") -> Tensor:
+def _output(backbone: Backbone, text: str = PROMPT) -> Tensor:
     x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return backbone.denoise(x, torch.tensor([500]), backbone.encode([text]))
@@ -100,8 +102,9 @@ def same_seed_same_bytes(
     """Two runs with one seed write the same files, and the record says with what settings."""
     one, two = (_make(method, backbone, given) for _ in range(2))
     a, b = (e.save_pretrained(folder / n) for e, n in ((one, "a"), (two, "b")))
-    for file in sorted(a.iterdir()):
-        assert file.read_bytes() == (b / file.name).read_bytes(), f"{method}: {file.name} differs from run to run"
+    for file in sorted(p for p in a.rglob("*") if p.is_file()):
+        same = file.read_bytes() == (b / file.relative_to(a)).read_bytes()
+        assert same, f"{method}: {file.name} differs from run to run"
     want = settings_of(configure(method, backbone.preset, _settings(method, backbone, given)))
     assert one.recipe.settings == want, f"{method}: the record's settings are {one.recipe.settings}, used {want}"
 
@@ -110,7 +113,8 @@ def file_round_trip_is_exact(
     method: str, backbone: Backbone, *, folder: Path, given: Mapping[str, Any] | None = None
 ) -> None:
     """What is loaded is what was saved, from the folder and from the file alone; diffusers' own loader finds every
-    module (`verify`).
+    module (`verify`). A hypernetwork, which that loader cannot read, comes with a `pipeline.py` and without anything
+    that the loader would take for a LoRA.
     """
     eraser = _make(method, backbone, given)
     place = eraser.save_pretrained(folder / "e", verify=backbone)
@@ -120,6 +124,10 @@ def file_round_trip_is_exact(
         have, want = _tensors(again), _tensors(eraser)
         assert have.keys() == want.keys(), f"{method}: tensors got lost on their way through {source.name}"
         assert all(torch.equal(have[k], want[k]) for k in want), f"{method}: {source.name} does not round-trip"
+    if isinstance(eraser.payload, Hyper):
+        held = {p.name for p in place.rglob("*")}
+        assert "pipeline.py" in held, f"{method}: nothing runs its hypernetwork without this package"
+        assert LORA_FILE not in held, f"{method}: apps would load {LORA_FILE} in place of the hypernetwork"
 
 
 def _tensors(eraser: Eraser) -> dict[str, Tensor]:
@@ -127,6 +135,8 @@ def _tensors(eraser: Eraser) -> dict[str, Tensor]:
         return {
             f"{n}.{s}": t for n, p in one_rank(eraser.payload.factors).items() for s, t in zip("AB", p, strict=True)
         }
+    if isinstance(eraser.payload, Hyper):
+        return eraser.payload.network.state_dict()
     assert isinstance(eraser.payload, Delta)
     changes = eraser.payload.changes.items()
     return {f"{n}.{k}": t for n, c in changes for k, t in (("values", c.values), ("bitmap", c.bitmap))}
@@ -180,11 +190,21 @@ def two_erasers_coexist(
 def baking_is_attaching_for_good(
     method: str, backbone: Backbone, *, folder: Path, given: Mapping[str, Any] | None = None
 ) -> None:
-    """Baked weights give the output of the attached eraser, up to rounding. Changes the backbone it is given."""
+    """Baked weights give the output of the attached eraser, up to rounding. A hypernetwork is not baked, and says so;
+    the LoRA that it writes for a prompt gives its output there, and is baked. Changes the backbone it is given.
+    """
     eraser = _make(method, backbone, given)
     base = _output(backbone).float()
     with eraser.attached(backbone):
         want = _output(backbone).float()
+    if isinstance(eraser.payload, Hyper):
+        said = ""
+        try:
+            eraser.bake(backbone)
+        except InputError as error:
+            said = str(error)
+        assert "materialize" in said, f"{method}: baked, or not told what to do instead: {said!r}"
+        eraser = eraser.materialize(backbone, PROMPT)
     eraser.bake(backbone)
     away, size = (_output(backbone).float() - want).norm(), (base - want).norm()
     # rounding counts against the output, not only against an update that may be tiny after two steps

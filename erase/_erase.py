@@ -13,6 +13,7 @@ from ..pipelines import Backbone, check_unfused, components, fingerprint
 from ..prompts import WORLDS, Concept, InputError, World, canvas
 from ._delta import Delta
 from ._eraser import Eraser
+from ._hyper import Hyper
 from ._lora import Factors, Lora
 from ._method import Method, Task, configure, name_of, settings_of
 from ._payload import Payload
@@ -80,12 +81,14 @@ def default_preserve(concepts: Sequence[Concept], backbone: Backbone) -> tuple[C
     return tuple(Concept(n) for n in names if n not in gone)
 
 
-def solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None = None) -> Factors | Delta:
+def solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None = None) -> Factors | Delta | Hyper:
     """What a method comes to: its closed form, or what its trainer has learnt at the end of the loop."""
     return _solve(tool, backbone, task, loop)[0]
 
 
-def _solve(tool: Method, backbone: Backbone, task: Task, loop: Loop | None) -> tuple[Factors | Delta, dict[str, str]]:
+def _solve(
+    tool: Method, backbone: Backbone, task: Task, loop: Loop | None
+) -> tuple[Factors | Delta | Hyper, dict[str, str]]:
     """The solution, and in which precision it was trained (nothing for a closed form)."""
     for part in components(backbone.pipe):
         check_unfused(part, "cannot erase")  # PEFT would take it out of the weights when adapters are switched off
@@ -165,7 +168,7 @@ def erase(
         tool = method
     result, training = _solve(tool, backbone, Task(wanted, kept, seed), loop)
     payload: Payload = (
-        result if isinstance(result, Delta) else Lora({n: (a.cpu(), b.cpu()) for n, (a, b) in result.items()})
+        result if isinstance(result, (Delta, Hyper)) else Lora({n: (a.cpu(), b.cpu()) for n, (a, b) in result.items()})
     )
     if not payload.finite():
         made = f"{name_of(tool)} with {settings_of(tool)}"

@@ -16,19 +16,20 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from ..pipelines import Backbone, activate, components, distance, fingerprint, overlay, watch, wrap
+from ..pipelines import Backbone, activate, components, distance, fingerprint, overlay, watch, wrap, writers
 from ..prompts import InputError
 from . import _files as files
 from ._card import card
 from ._convert import as_factors
 from ._delta import Delta
 from ._export import Layout, base_values, check_bare, export
+from ._hyper import STATIC, Hyper
 from ._lora import Lora
 from ._payload import Payload
 from ._recipe import Recipe
 
 SAME_BASE = 0.01
-KINDS: dict[str, type[Payload]] = {"lora": Lora, "delta": Delta}
+KINDS: dict[str, type[Payload]] = {"lora": Lora, "delta": Delta, "hyper": Hyper}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Eraser:
 
     Attributes:
         recipe: see `Recipe`.
-        payload: the update itself, a `Lora` or a `Delta`.
+        payload: the update itself, a `Lora`, a `Delta` or a `Hyper`.
     """
 
     recipe: Recipe
@@ -68,8 +69,8 @@ class Eraser:
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, force: bool = False, verify: Backbone | None = None
     ) -> Path:
-        """Write the folder: the weights (a LoRA for diffusers and a kohya file, or a delta), record and model card.
-        All or nothing.
+        """Write the folder: the weights (a LoRA for diffusers and a kohya file, a delta, or a hypernetwork with the
+        `pipeline.py` that runs it without this package), record and model card. All or nothing.
 
         With `verify`, the written file is loaded back before it takes its place (a LoRA by diffusers' own loader):
         every tensor must find its module and the network's output must change (unless the update is zero).
@@ -131,6 +132,8 @@ class Eraser:
         Raises:
             InputError: it is a LoRA already, both or none of rank and energy, or no layer fits a LoRA.
         """
+        if isinstance(self.payload, Hyper):
+            raise InputError(f"a hypernetwork is no single update of which a LoRA could be made: {STATIC}")
         if not isinstance(self.payload, Delta):
             raise InputError(f"a {self.recipe.kind} is not made into a LoRA: --rank and --energy are for a delta")
         factors, about = as_factors(self.payload, base_values(self, base), rank=rank, energy=energy)
@@ -174,6 +177,28 @@ class Eraser:
             raise InputError(f"cannot write into {place}: {error.strerror or error}") from error
         return eraser
 
+    def materialize(self, base: Backbone, prompt: str, *, time: float | None = None) -> Eraser:
+        """The LoRA that a hypernetwork writes for one prompt, as an ordinary eraser. It is static: it acts on every
+        prompt alike, so the hypernetwork's selectivity is lost, and what it erases and keeps must be scored anew.
+
+        Args:
+            base: the base model.
+            prompt: which prompt.
+            time: virtual time, from 0 (nothing) to the end of training's (the default).
+
+        Raises:
+            InputError: it is no hypernetwork, an empty prompt, or a time outside of its training's.
+        """
+        if not isinstance(self.payload, Hyper):
+            raise InputError(f"a {self.recipe.kind} is the same for every prompt: only a hypernetwork is materialized")
+        if not prompt.strip():
+            raise InputError("expected a prompt to write the LoRA for, got none: name one that asks for the concept")
+        self.check_base(base)
+        lora = Lora(self.payload.factors(base, prompt, time))
+        about: dict[str, Any] = {"from": "hyper", "prompt": prompt, "acts on": "every prompt alike (static)"}
+        about |= {} if time is None else {"virtual time": time}
+        return Eraser(replace(self.recipe, kind="lora", derived=about, scores={}), lora)
+
     def push_to_hub(
         self, repo: str, *, private: bool = False, token: str | None = None, verify: Backbone | None = None
     ) -> str:
@@ -211,16 +236,19 @@ class Eraser:
         self.check_base(backbone, force=force)
         taken = {n for m in components(backbone.pipe) for n in getattr(m, "peft_config", {})}
         taken |= set(over.covers) if (over := overlay(backbone.denoiser)) else set()
+        taken |= set(writers(backbone.denoiser))
         label = name or _free_name(self.adapter_name, taken)
         if label in taken:
             raise InputError(f"an adapter named {label!r} is attached already: choose another name or detach it")
-        undo = self.payload.plug(backbone, label, self.recipe.scale if scale is None else scale)
-        message = (
-            f"the eraser of {', '.join(self.recipe.names)} no longer acts: another adapter was loaded or set, which "
-            f"switches the others off; call handle.activate(), or pipe.set_adapters with {label!r} among the names"
-        )
-        hook = watch(backbone.pipe, label, backbone.denoiser, message)
-        return Attached(backbone.pipe, label, lambda: self.payload.acting(backbone, label), (undo, hook.remove))
+        undo = [self.payload.plug(backbone, label, self.recipe.scale if scale is None else scale)]
+        if isinstance(self.payload, Lora):  # no other kind is switched off by a LoRA that comes later
+            message = (
+                f"the eraser of {', '.join(self.recipe.names)} no longer acts: another adapter was loaded or set, "
+                "which switches the others off; call handle.activate(), or pipe.set_adapters with "
+                f"{label!r} among the names"
+            )
+            undo.append(watch(backbone.pipe, label, backbone.denoiser, message).remove)
+        return Attached(backbone.pipe, label, lambda: self.payload.acting(backbone, label), tuple(undo))
 
     @contextmanager
     def attached(self, pipe: Any, scale: float | None = None) -> Iterator[Attached]:  # noqa: ANN401
@@ -259,7 +287,15 @@ class Eraser:
                     raise InputError(
                         f"{made_for}: {path} should be {want}, in {backbone.name!r} it is {have or 'missing'}"
                     )
-            here = fingerprint({n: weights[n] for n in self.payload.shapes})
+            edited = {n: weights[n] for n in self.payload.shapes}
+            if any(w.is_meta for w in edited.values()):
+                if force:
+                    return
+                raise InputError(
+                    f"{made_for}; the weights of {backbone.name!r} are offloaded and cannot be compared: attach before "
+                    "offloading (in Python, force=True leaves it out)"
+                )
+            here = fingerprint(edited)
         away = distance(self.recipe.base["fingerprint"]["weights"], here["weights"])
         if not (away <= SAME_BASE or force):  # so that NaN weights are refused too
             raise InputError(
@@ -290,7 +326,7 @@ class Attached:
 
     def is_active(self) -> bool:
         """Whether it acts now. Loading another LoRA with diffusers' own loader switches it off until `activate()` or
-        `pipe.set_adapters([...all names...])`; a delta is not touched by that.
+        `pipe.set_adapters([...all names...])`; that does not touch a delta or a hypernetwork.
         """
         return self._acting()
 
@@ -360,6 +396,9 @@ def _verify(folder: Path, backbone: Backbone) -> None:
         changed = not torch.equal(before, backbone.denoise(x, t, cond))
     if not torch.equal(before, backbone.denoise(x, t, cond)):
         raise VerifyError(f"{folder}: taking the eraser out did not restore the base")
+    held = [p.name for p in folder.rglob(files.LORA_FILE)]
+    if isinstance(eraser.payload, Hyper) and held:
+        raise VerifyError(f"{folder}: a hypernetwork's folder must hold no {files.LORA_FILE}, which apps would load")
     if changed == eraser.payload.zero():
         raise VerifyError(
             f"the eraser of {', '.join(eraser.recipe.names)} loads but {'changes' if changed else 'does not change'} "

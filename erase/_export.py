@@ -15,6 +15,7 @@ from ..prompts import InputError, unknown
 from . import _files as files
 from ._convert import lycoris_keys
 from ._delta import Delta
+from ._hyper import STATIC, Hyper
 from ._kohya import kohya_keys
 from ._lora import Lora
 
@@ -46,8 +47,10 @@ def pairs(eraser: Eraser, to: Layout, dtype: torch.dtype | None) -> dict[str, Te
     """A LoRA's tensors under PEFT's or kohya's names.
 
     Raises:
-        InputError: it is a delta.
+        InputError: it is a delta or a hypernetwork.
     """
+    if isinstance(eraser.payload, Hyper):
+        raise InputError(f"a hypernetwork is no LoRA, and {to} files hold one: {STATIC}")
     if not isinstance(eraser.payload, Lora):
         raise InputError(
             f"a {eraser.recipe.kind} is no LoRA: make one of it with --rank or --energy, or export it to component or "
@@ -63,8 +66,10 @@ def differences(eraser: Eraser, base: Backbone | None, dtype: torch.dtype | None
     """A delta's differences from the base under LyCORIS' names.
 
     Raises:
-        InputError: it is a LoRA, or there is no base.
+        InputError: it is a LoRA or a hypernetwork, or there is no base.
     """
+    if isinstance(eraser.payload, Hyper):
+        raise InputError(f"a hypernetwork is no full difference: {STATIC}")
     if not isinstance(eraser.payload, Delta):
         raise InputError("a lora is no full difference: export it to kohya, which the same apps read")
     tensors = lycoris_keys(eraser.payload, base_values(eraser, base))

@@ -20,6 +20,8 @@ from ..prompts import InputError
 LORA_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "eraser_kohya.safetensors"
 DELTA_FILE = "delta.safetensors"
+HYPER_FILE = "hypernet/model.safetensors"
+HYPER_CONFIG = "hypernet/config.json"
 COMPONENT_FILE = "erased_component.json"
 CONFIG_FILE = "eraser_config.json"
 HEADER = "erasers"

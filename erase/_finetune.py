@@ -23,6 +23,20 @@ from ._train import Session, optimiser_state, restore_optimiser
 Part = Literal["prompt", "text-kv", "cross", "self", "not-cross", "all"]
 
 
+def sentences(concept: Concept, *, contexts: int, synonyms: bool, name: str | None = None) -> list[str]:
+    """The first so many sentences that name a concept (or, in its place, `name`; "" gives empty texts), one after
+    another for each of its names.
+
+    Raises:
+        InputError: more contexts than there are sentences for its kind.
+    """
+    templates = CONTEXTS[concept.kind]
+    if contexts > len(templates):
+        raise InputError(f"contexts: expected at most {len(templates)} for kind {concept.kind!r}, got {contexts}")
+    words = concept.names if synonyms else concept.names[:1]
+    return [fill(t, x=w if name is None else name) if name != "" else "" for w in words for t in templates[:contexts]]
+
+
 @dataclass(frozen=True)
 class Finetune:
     """Settings of every such method. A method adds its own fields, its presets and `run`."""
@@ -62,17 +76,7 @@ class Finetune:
         Raises:
             InputError: more contexts than there are sentences for its kind.
         """
-        templates = CONTEXTS[concept.kind]
-        if self.contexts > len(templates):
-            raise InputError(
-                f"contexts: expected at most {len(templates)} for kind {concept.kind!r}, got {self.contexts}"
-            )
-        words = concept.names if self.synonyms else concept.names[:1]
-        return [
-            fill(t, x=w if name is None else name) if name != "" else ""
-            for w in words
-            for t in templates[: self.contexts]
-        ]
+        return sentences(concept, contexts=self.contexts, synonyms=self.synonyms, name=name)
 
 
 class Finetuner:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..prompts import InputError
 from . import _files as files
 from ._delta import Delta
+from ._hyper import Hyper
 from ._recipe import Recipe
 from ._saliency import MASK, Mask
 
@@ -26,10 +27,18 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(source)
     file = path
     if path.is_dir():
-        file = path / (files.DELTA_FILE if (path / files.DELTA_FILE).exists() else files.LORA_FILE)
+        there = (n for n in (files.DELTA_FILE, files.HYPER_FILE) if (path / n).exists())
+        file = path / next(there, files.LORA_FILE)
     tensors, header = files.read_tensors(file)
     out: dict[str, Any] = {"path": str(path), "bytes": file.stat().st_size}
-    if pairs := _pairs(tensors):
+    norms: dict[str, float] = {}
+    if "centre" in tensors and "spread" in tensors:
+        hyper = Hyper.read(file)[0]
+        p = hyper.plan
+        shape = {"read": p.read, "hidden": p.hidden, **({"code": p.code} if p.architecture == "compact" else {})}
+        out |= {"architecture": p.architecture, "layers": len(p.layers), "rank": p.rank, **shape}
+        out |= {"virtual times": p.times, "norm of what it writes": dict(hyper.about)}
+    elif pairs := _pairs(tensors):
         norms = {n: _product_norm(a, b) for n, (a, b) in pairs.items()}
         out |= {"layers": len(pairs), "rank": max(a.shape[0] for a, _ in pairs.values())}
     elif MASK in header:
@@ -46,8 +55,8 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
         out |= coverage({n: (len(c.values), math.prod(c.shape)) for n, c in changes.items()})
     else:
         raise InputError(
-            f"{file} holds no LoRA pairs and no delta: expected keys ending in lora_A / lora_B, lora_down / lora_up "
-            "or values / bitmap"
+            f"{file} holds no LoRA pairs, no delta and no hypernetwork: expected keys ending in lora_A / lora_B, "
+            "lora_down / lora_up or values / bitmap"
         )
     dtypes = {
         str(t.dtype).removeprefix("torch.")
@@ -55,11 +64,10 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
         if not k.endswith((".bitmap", ".shape", ".alpha"))
     }
     strongest = sorted(norms, key=lambda n: -norms[n])[:3]
-    out |= {
-        "dtype": ", ".join(sorted(dtypes)),
-        "norm": round(sum(v * v for v in norms.values()) ** 0.5, 5),
-        "strongest layers": {n: round(norms[n], 5) for n in strongest},
-    }
+    out["dtype"] = ", ".join(sorted(dtypes))
+    if norms:
+        out["norm"] = round(sum(v * v for v in norms.values()) ** 0.5, 5)
+        out["strongest layers"] = {n: round(norms[n], 5) for n in strongest}
     if files.HEADER not in header:
         return {**out, "made by": "not erasers (no record in the header)"}
     recipe = Recipe.from_header(header, str(file))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_ch
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError, unknown
 from ._delta import Delta
+from ._hyper import Hyper
 from ._lora import Factors
 from ._train import Trainer
 
@@ -42,7 +43,7 @@ class Method(Protocol):
     paper: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
-    def run(self, backbone: Backbone, task: Task) -> Factors | Delta | Trainer:
+    def run(self, backbone: Backbone, task: Task) -> Factors | Delta | Hyper | Trainer:
         """The update that erases, in closed form; or what trains it. The backbone is left as it was."""
         ...
 

@@ -15,6 +15,7 @@ from ..prompts import InputError
 from . import _files as files
 from ._delta import Delta
 from ._eraser import Eraser
+from ._hyper import Hyper
 from ._lora import Lora
 from ._saliency import MASK, Mask
 
@@ -56,7 +57,7 @@ def overlap(one: str | os.PathLike[str] | Eraser, two: str | os.PathLike[str] | 
     in both by chance.
 
     Raises:
-        InputError: erasers of different kinds, or of different families.
+        InputError: erasers of different kinds or of different families, or hypernetworks.
     """
     if not isinstance(one, Eraser) and not isinstance(two, Eraser) and (found := _masks(Path(one), Path(two))):
         return found
@@ -65,6 +66,11 @@ def overlap(one: str | os.PathLike[str] | Eraser, two: str | os.PathLike[str] | 
     for what, x, y in (("kind", a.recipe.kind, b.recipe.kind), ("family", a.recipe.family, b.recipe.family)):
         if x != y:
             raise InputError(f"cannot compare {labels[0]} ({what} {x}) with {labels[1]} ({what} {y})")
+    if isinstance(a.payload, Hyper):
+        raise InputError(
+            f"cannot compare {labels[0]} with {labels[1]}: hypernetworks write another update for each prompt; "
+            "materialize both for one prompt and compare those LoRAs"
+        )
     both = [n for n in a.payload.shapes if n in b.payload.shapes]
     odd = [n for n in both if a.payload.shapes[n] != b.payload.shapes[n]]
     if odd:

@@ -1,4 +1,4 @@
-"""What every kind of eraser content can do; `_lora.py` and `_delta.py` are the kinds there are."""
+"""What every kind of eraser content can do; `_lora.py`, `_delta.py` and `_hyper.py` are the kinds there are."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ class Recipe:
         base: `id` of the base model and a `fingerprint` of the edited weights.
         concepts: what was erased, each with name, anchor, synonyms, neighbours, kind.
         preserve: names that were protected.
-        targets: full names of what is edited: Linears of a lora, parameters of a delta.
+        targets: full names of what is edited: Linears of a lora or a hypernetwork, parameters of a delta.
         scale: the strength it was made for.
-        kind: "lora" or "delta".
+        kind: "lora", "delta" or "hyper".
         training: precision of the base and of the training; empty for a closed form.
         versions: libraries used.
         derived: of an eraser made from another, how: its kind, and what of it is held; else empty.

@@ -31,6 +31,7 @@ from ..pipelines import Backbone, step_generator
 from ..prompts import InputError, unknown
 from . import _files as files
 from ._delta import Delta
+from ._hyper import Hyper
 from ._lora import Factors
 
 Precision = Literal["auto", "no", "fp16", "bf16"]
@@ -144,7 +145,7 @@ class Trainer(Protocol):
         """Inside, the pipeline draws with what has been learnt so far."""
         ...
 
-    def payload(self) -> Factors | Delta:
+    def payload(self) -> Factors | Delta | Hyper:
         """The result."""
         ...
 
@@ -221,6 +222,14 @@ class Session:
         """Add to the gradients. Call it outside `Backbone.using(None)`: checkpointed layers are computed again here."""
         self.accelerator.backward(loss)
 
+    def gradients(self, loss: Tensor, of: list[Tensor]) -> list[Tensor]:
+        """Gradients of a loss with respect to some tensors, in this process; the graph stays for `backward`. Scaled on
+        the way as `backward` does, so that half precision does not lose them.
+        """
+        scaler = self.accelerator.scaler
+        by = scaler.get_scale() if scaler is not None else 1.0
+        return [g / by for g in torch.autograd.grad(by * loss, of, retain_graph=True)]
+
     def sum(self, value: float) -> float:
         """The sum over processes."""
         if self.accelerator.num_processes == 1:
@@ -272,7 +281,7 @@ def main_process() -> bool:
 
 def train(
     trainer: Trainer, backbone: Backbone, *, loop: Loop, identity: Mapping[str, Any], seed: int
-) -> Factors | Delta:
+) -> Factors | Delta | Hyper:
     """Run a trainer to its end and return its payload.
 
     Args:

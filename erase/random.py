@@ -12,6 +12,7 @@ from torch import Tensor
 from ..pipelines import Backbone
 from ..prompts import InputError
 from ._delta import Delta
+from ._hyper import Hyper
 from ._lora import Factors
 from ._method import Task, configure
 
@@ -49,12 +50,15 @@ class Random:
         from ._erase import solve
 
         tool = configure(self.like, backbone.preset, {})
-        no_lora = InputError(f"like: expected a method that gives a LoRA, {self.like!r} gives a delta")
-        if getattr(tool, "dense", False):
-            raise no_lora  # before it trains
+        gives = "delta" if getattr(tool, "dense", False) else getattr(tool, "gives", "lora")
+        if gives != "lora":  # before it trains
+            raise self._no_lora(gives)
         model = solve(tool, backbone, task=task)
-        if isinstance(model, Delta):
-            raise no_lora
+        if isinstance(model, (Delta, Hyper)):
+            raise self._no_lora(model.kind)
         generator = torch.Generator().manual_seed(task.seed)
         drawn = {n: same_norm(a.cpu(), b.cpu(), self.rank or len(a), generator) for n, (a, b) in model.items()}
         return {n: (x, self.strength * y) for n, (x, y) in drawn.items()}
+
+    def _no_lora(self, gives: str) -> InputError:
+        return InputError(f"like: expected a method that gives a LoRA, {self.like!r} gives a {gives}")

@@ -7,8 +7,10 @@ from ._fingerprint import distance, fingerprint
 from ._load import Model, canvas_folder, canvas_open_clip, load, models, wrap
 from ._memory import Embeddings
 from ._overlay import check_unfused, overlay
+from ._prompted import Pairs, Read, Write, Writer, writers
 from ._quiet import quiet
 from ._seeds import step_generator
+from ._signals import disguised, pipeline_class, portable, prompt_signals, signals, write_by_prompt
 
 __all__ = [
     "BUNDLED",
@@ -17,23 +19,34 @@ __all__ = [
     "Embeddings",
     "Group",
     "Model",
+    "Pairs",
+    "Read",
     "TextStates",
+    "Write",
+    "Writer",
     "acting",
     "activate",
     "canvas_folder",
     "canvas_open_clip",
     "check_unfused",
     "components",
+    "disguised",
     "distance",
     "fingerprint",
     "load",
     "low_rank",
     "models",
     "overlay",
+    "pipeline_class",
     "plug",
+    "portable",
+    "prompt_signals",
     "quiet",
+    "signals",
     "step_generator",
     "unplug",
     "watch",
     "wrap",
+    "write_by_prompt",
+    "writers",
 ]

@@ -18,6 +18,7 @@ from ..prompts import InputError
 
 if TYPE_CHECKING:
     from ._memory import Embeddings
+    from ._prompted import Read
 
 Group = Literal["text-in", "prompt", "text-kv", "cross", "self", "not-cross", "all", "text-encoder"]
 """Parts of a network. With cross-attention: the projections that act on the prompt's states (its keys and values) under
@@ -120,6 +121,12 @@ class Backbone(Protocol):
     preset: str
     pooled: str | None
     """The Linear that reads the pooled text vector, if there is one."""
+
+    reads: Read
+    """Where the denoiser is best asked what prompt it is given."""
+
+    free_first: bool
+    """Where both sides of guidance share one call, whether the unconditional rows come first."""
 
     embeddings: Embeddings | None
     """The prompts it remembers: `encode`, `unconditional`, `text_states` and `draw` need no text encoder for them."""
@@ -235,7 +242,7 @@ class Backbone(Protocol):
         ...
 
     def using(self, adapter: str | None) -> AbstractContextManager[None]:
-        """Inside, only the named adapter or cover is on; with None, the untouched base."""
+        """Inside, only the named adapter, cover or writer is on; with None, the untouched base."""
         ...
 
     def cover(self, values: Mapping[str, Tensor], label: str) -> None:

@@ -24,6 +24,7 @@ from ._fingerprint import fingerprint
 from ._law import Law
 from ._memory import Embeddings, answering, check_known, encoders, in_order, listening, named
 from ._overlay import cover, overlay, showing, uncover
+from ._prompted import Read, letting, telling, unwrapped
 
 Maker = Callable[[Mapping[str, Any]], SchedulerMixin]
 
@@ -56,6 +57,8 @@ class StockBackbone:
         call: more arguments of every stock call, such as `max_sequence_length`.
         returns: names of what the pipeline's `encode_prompt` returns.
         listed: it returns lists of single prompts' tensors.
+        reads: where a prompt's signal is read.
+        free_first: whether the unconditional rows of a shared call come first.
         embeddings: the prompts it remembers.
     """
 
@@ -65,6 +68,8 @@ class StockBackbone:
     pooled: str | None
     returns: tuple[str, ...]
     listed: bool = False
+    reads: Read
+    free_first: bool = True
     embeddings: Embeddings | None = None
 
     def __init__(
@@ -253,7 +258,8 @@ class StockBackbone:
                 out = self.denoise(part, t.expand(len(rows)), led)
             else:
                 both = null[[0] * len(rows)] + led
-                free, out = self.denoise(torch.cat([part, part]), t.expand(2 * len(rows)), both).chunk(2)
+                with telling(self.denoiser, "second"):
+                    free, out = self.denoise(torch.cat([part, part]), t.expand(2 * len(rows)), both).chunk(2)
                 out = self.combine(free, out, guidance)
             x[rows] = scheduler.step(self.law.forward(out), t, part, return_dict=False)[0].to(x.dtype)
         times = torch.cat([scheduler.timesteps, scheduler.timesteps.new_zeros(1)])
@@ -380,13 +386,14 @@ class StockBackbone:
 
     def _roots(self, group: Group) -> list[tuple[str, nn.Module]]:
         if group != "text-encoder":
-            return [(self.component, self.denoiser)]
+            return [(self.component, unwrapped(self.denoiser))]
         names = ("text_encoder", "text_encoder_2", "text_encoder_3")
         return [(n, m) for n in names if (m := getattr(self.pipe, n, None)) is not None]
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
-        with only(adapter, self.denoiser, *(m for _, m in self._roots("text-encoder"))), self._covered(adapter):
+        parts = (self.denoiser, *(m for _, m in self._roots("text-encoder")))
+        with only(adapter, *parts), self._covered(adapter), letting(self.denoiser, adapter):
             yield
 
     def save_denoiser(self, folder: Path) -> None:

@@ -25,6 +25,7 @@ from ._backbone import Condition, Group, TextStates
 from ._clip import speller
 from ._families import FAMILIES, Family
 from ._law import Diffusion, Flow, Law
+from ._prompted import telling
 from ._record import Call, record
 from ._stock import Maker, StockBackbone, ddim
 
@@ -69,6 +70,9 @@ class TransformerBackbone(StockBackbone):
             family = replace(family, negative="same", guided=False)
         self.row, self.pooled = family, family.pooled
         self.returns, self.listed = family.returns, family.listed
+        padded_left = any(stream.left for stream in family.streams)  # where no mask tells padding, the end does
+        self.reads = "pooled" if self.pooled else "last" if padded_left else "mean"
+        self.free_first = family.negative != "second"
         self._walks: dict[tuple[int, int], SchedulerMixin] = {}
 
     @cached_property
@@ -208,10 +212,11 @@ class TransformerBackbone(StockBackbone):
         t = row.time(t.to(self.device), self.dtype, self.denoiser.config)
         if row.maskless and bool(kwargs[f"{row.text}_mask"].all()):
             kwargs[f"{row.text}_mask"] = None
-        if row.listed:
-            out = self.denoiser(list(x.unsqueeze(2)), t, **kwargs, return_dict=False)[0]
-            return torch.stack(list(out)).squeeze(2)
-        out = self.denoiser(hidden_states=x, **{row.clock: t}, **kwargs, **cond.shared, return_dict=False)[0]
+        with telling(self.denoiser, "all"):
+            if row.listed:
+                out = self.denoiser(list(x.unsqueeze(2)), t, **kwargs, return_dict=False)[0]
+                return torch.stack(list(out)).squeeze(2)
+            out = self.denoiser(hidden_states=x, **{row.clock: t}, **kwargs, **cond.shared, return_dict=False)[0]
         return out.chunk(2, dim=1)[0] if row.doubled and out.shape[1] == 2 * x.shape[1] else out
 
     # ------------------------------------------------------------ sampling

@@ -22,6 +22,7 @@ from ._backbone import Condition, Group, TextStates
 from ._clip import clip_states, known_states
 from ._families import BOTH, POOLED_BOTH
 from ._law import Diffusion
+from ._prompted import telling
 from ._record import record
 from ._stock import Maker, StockBackbone, ddim
 
@@ -57,6 +58,7 @@ class UNetBackbone(StockBackbone):
             "pndm": PNDMScheduler.from_config,
         }
         self.pooled = "unet.add_embedding.linear_1" if family == "sdxl" else None
+        self.reads = "pooled" if self.pooled else "last"
         self.returns = BOTH + (POOLED_BOTH if family == "sdxl" else ())
 
     @property
@@ -108,7 +110,8 @@ class UNetBackbone(StockBackbone):
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         x, t = x.to(self.device, self.dtype), t.to(self.device)
-        return self.pipe.unet(x, t, **cond.kwargs, return_dict=False)[0]
+        with telling(self.denoiser, "all"):
+            return self.pipe.unet(x, t, **cond.kwargs, return_dict=False)[0]
 
     def trajectory(self, steps: int) -> SchedulerMixin:
         """DDIM.

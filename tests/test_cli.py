@@ -143,6 +143,22 @@ def test_export_and_inspect(eraser, tmp_path):
     assert "moon" in run("inspect", eraser)[1]
 
 
+def test_export_of_a_hypernetwork(tmp_path):
+    tiny.sd().save_pretrained(tmp_path / "base")
+    few = ["--steps", "2", "--batch", "2", "--pool", "0", "--sampler-steps", "2", "--retained", "2", "--lr", "0.01"]
+    made = tmp_path / "e"
+    code, said, _ = run("erase", "moon", "--model", tmp_path / "base", "--method", "unhype", *few, "--out", made)
+    assert code == 0
+    assert "compact hypernetwork of" in said
+    export = ["export", made, "--to", "peft", "--out", tmp_path / "x.safetensors"]
+    assert "materialize it for one prompt" in run(*export)[2]
+    assert "name that with --model" in run(*export, "--prompt", "a moon")[2]
+    code, said, _ = run(*export, "--prompt", "a moon", "--model", tmp_path / "base")
+    assert code == 0
+    assert "acts on: every prompt alike (static)" in said
+    assert all(".lora_" in k for k in load_file(tmp_path / "x.safetensors"))
+
+
 @pytest.mark.parametrize("what", ["models", "methods", "evaluators", "prompts"])
 def test_lists(what):
     rows = json.loads(run("list", what, "--json")[1])

@@ -1,0 +1,817 @@
+"""Hypernetworks: their mathematics against independent references, and how they sit in a pipeline."""
+
+import copy
+import math
+import subprocess
+import sys
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from families import EVERY, build
+from peft import LoraConfig
+from PIL import Image
+from torch import nn
+
+from erasers.erase import Eraser, Hyper, Loop, Task, configure, describe, erase, overlap, solve, written_norms
+from erasers.erase import _hypernet as hypernet
+from erasers.erase._hypernet import Hypernetwork, Plan, fourier, norms, size
+from erasers.erase._unhype import Training, forgotten, silent
+from erasers.erase._virtual import direct, flat, leaves, retained, virtual_step
+from erasers.pipelines import _prompted as prompted
+from erasers.pipelines import disguised, prompt_signals, signals, step_generator, write_by_prompt, writers
+from erasers.prompts import Concept, InputError, canvas
+
+SHORT = {"steps": 2, "batch": 2, "pool": 0, "sampler_steps": 2, "retained": 2, "lr": 0.01}
+ARCHITECTURES = ("per-layer", "compact")
+
+
+def plan(architecture="compact", **more):
+    return Plan(
+        (("unet.a", 6, 5), ("unet.b", 6, 4)), 8, "last", architecture, rank=2, hidden=7, code=3, times=10, **more
+    )
+
+
+def loud(network, by=0.5):
+    """A hypernetwork that writes something for every prompt, the same for the same one."""
+    g = torch.Generator().manual_seed(5)
+    for name, p in network.state_dict().items():
+        if ".right." in name or (".left." in name and not p.any()):
+            p.copy_(by * torch.randn(p.shape, generator=g))
+    return network
+
+
+def hyper(backbone, architecture="per-layer", by=0.5, **more):
+    """An untrained eraser of kind hyper that writes much."""
+    made = erase("moon", backbone, method=("unhype", SHORT))
+    like = made.payload.plan
+    shape = Plan(like.layers, like.text, like.read, architecture, rank=2, hidden=16, code=8, **more)
+    tensors = loud(Hypernetwork.fresh(shape, 0), by).state_dict()
+    return Eraser(made.recipe, Hyper(Hypernetwork.stored(shape, tensors), backbone.family))
+
+
+def output(backbone, *texts, seed=0):
+    x = torch.randn(len(texts), *backbone.latent_shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return backbone.denoise(x, torch.tensor([500] * len(texts)), backbone.encode(list(texts)))
+
+
+# ---------------------------------------------------------------- shapes and formulas
+
+
+def layers_of(widths, inputs, kinds=2):
+    return tuple((f"unet.{k}.{j}", inputs, w) for k, w in enumerate(widths) for j in range(kinds))
+
+
+SD15 = layers_of([320] * 5 + [640] * 5 + [1280] * 6, 768)
+FLUX = layers_of([3072] * 95, 3072, 1)
+"""Its value projections and outputs: three a double block of 19, one a single block of 38."""
+
+
+@pytest.mark.parametrize(
+    ("layers", "rank", "hidden", "megabytes"), [(SD15, 1, 100, 41), (SD15, 6, 512, 716), (FLUX, 4, 100, 1000)]
+)
+def test_the_published_architecture_is_as_large_as_published(layers, rank, hidden, megabytes):
+    published = Plan(layers, 768, "pooled", rank=rank, hidden=hidden)
+    assert 4 * size(published) / 1e6 == pytest.approx(megabytes, rel=0.012)
+    smaller = Plan(layers, 768, "pooled", "compact", rank=rank, hidden=hidden)
+    assert size(smaller) < size(published) / 5
+
+
+def test_the_compact_one_is_under_a_tenth_of_it():
+    compact, published = (Plan(SD15, 768, "pooled", a) for a in ("compact", "per-layer"))
+    assert len(SD15) == 32
+    assert 4 * size(compact) / 1e6 == pytest.approx(3.6, abs=0.05)
+    assert size(compact) < 0.1 * size(published)
+    # nothing but what the file holds is counted
+    net = Hypernetwork.fresh(plan(), 0)
+    assert size(plan()) == sum(t.numel() for t in net.state_dict().values())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("s", [0, 1, 7, 10])
+def test_forward_is_the_formula(architecture, s):
+    """In float64 numpy, from the stored tensors alone."""
+    net = loud(Hypernetwork.fresh(plan(architecture), 1))
+    with torch.no_grad():
+        net.base.copy_(torch.tensor([0.7, 1.3]))
+        net.slope.copy_(torch.tensor([-0.4, 0.2]))
+        net.centre.normal_()
+        net.spread.uniform_(0.5, 2.0)
+    u = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
+    have = net(u, s)
+    w = {n: t.double().numpy() for n, t in net.state_dict().items()}
+    waves = np.pi * np.arange(1, 17) * s / 10
+    x = np.concatenate(
+        [(u.double().numpy() - w["centre"]) / w["spread"], np.tile([*np.sin(waves), *np.cos(waves)], (3, 1))], 1
+    )
+
+    def mlp(prefix, x, last):
+        h = np.maximum(x @ w[f"{prefix}.0.weight"].T + w[f"{prefix}.0.bias"], 0)
+        out = h @ w[f"{prefix}.2.weight"].T + w[f"{prefix}.2.bias"]
+        return out if last else np.maximum(out, 0)
+
+    for k, (name, n, m) in enumerate(plan().layers):
+        if architecture == "compact":
+            code = mlp("trunk", x, last=False)
+            left = code @ w[f"parts.{k}.left.weight"].T
+            right = code @ w[f"parts.{k}.right.weight"].T
+        else:
+            left, right = mlp(f"parts.{k}.left", x, last=True), mlp(f"parts.{k}.right", x, last=True)
+        alpha = w["base"][k] + s / 10 * w["slope"][k]
+        x_l = alpha * (w[f"constant_{k}"] + s / 10 * left.reshape(3, n, 2))
+        np.testing.assert_allclose(have[name][0].detach().numpy(), x_l, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            have[name][1].detach().numpy(), s / 10 * right.reshape(3, 2, m), rtol=1e-4, atol=1e-5
+        )
+        if s == 0:
+            assert not have[name][1].any()
+    dense = [np.concatenate([(a[b] @ r[b]).detach().numpy().ravel() for a, r in have.values()]) for b in range(3)]
+    np.testing.assert_allclose(norms(have).detach().numpy(), [np.linalg.norm(d) for d in dense], rtol=1e-4)
+
+
+def test_virtual_time_tells_its_ends_apart_and_starts_are_stored():
+    ends = fourier(torch.tensor([0.0, 1.0]), 16)
+    assert (ends[0] - ends[1]).abs().max() > 1
+    one, two, three = (Hypernetwork.fresh(plan("per-layer"), seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert not torch.equal(one["constant_0"], three["constant_0"])
+    many = Hypernetwork.fresh(Plan((("a", 4000, 4),), 8, "last", rank=4), 0).state_dict()
+    assert many["constant_0"].std().item() == pytest.approx(0.5, rel=0.05)  # N(0, 1) / sqrt(r)
+    assert not many["parts.0.right.2.weight"].any()
+    state = torch.get_rng_state()
+    Hypernetwork.fresh(plan(), 3)
+    assert torch.equal(state, torch.get_rng_state()), "a draw of the user's was used up"
+
+
+def test_a_silent_code_can_come_back():
+    z = torch.tensor([-2.0, -0.0, 3.0], requires_grad=True)
+    out = hypernet.Revived()(z)
+    assert out.tolist() == [0.0, 0.0, 3.0]
+    (out * torch.tensor([5.0, 0.0, 7.0])).sum().backward()
+    torch.testing.assert_close(z.grad, torch.tensor([0.5, 0.0, 7.0]))
+
+
+def random_pairs(seed, rows=3):
+    g = torch.Generator().manual_seed(seed)
+    return {
+        n: (torch.randn(rows, i, 2, generator=g), torch.randn(rows, 2, o, generator=g)) for n, i, o in plan().layers
+    }
+
+
+def test_losses_are_the_formulas():
+    now, later, slope = random_pairs(0), random_pairs(1), random_pairs(2)
+    a, b, g = (np.concatenate([t.double().numpy().ravel() for p in x.values() for t in p]) for x in (now, later, slope))
+    have = virtual_step(now, later, flat(slope), 0.3)
+    assert have.item() == pytest.approx(((b - a) - (-0.3 * g)) @ ((b - a) - (-0.3 * g)) / len(a), rel=1e-5)
+    want = sum(((x - y).double() ** 2).sum() for x, y in zip(flat(now), flat(later), strict=True)) / 3
+    assert retained(now, later).item() == pytest.approx(want.item(), rel=1e-5)
+    out, target = torch.randn(2, 3, 4, 5, 5)
+    want = ((out - target).double() ** 2).mean((1, 2, 3))
+    torch.testing.assert_close(direct(out, target).double(), want)
+    copies = leaves(now)
+    assert all(t.is_leaf and t.requires_grad for t in flat(copies))
+
+
+@pytest.mark.parametrize("objective", ["trajectory", "direct", "both"])
+def test_one_step(sd, objective, monkeypatch):
+    """The whole of a removal step: the factors put into a second network's weights by hand, their gradient by the chain
+    rule from the gradient of those weights, the losses written out, and Adam's first step.
+    """
+    monkeypatch.setattr(hypernet.Pair, "silence", lambda self: None)
+    settings = {"steps": 1, "batch": 1, "objective": objective, "retain_times": 0, "sampler_steps": 3, "rank": 2}
+    settings |= {
+        "architecture": "per-layer",
+        "hidden": 8,
+        "times": 5,
+        "eta": 3.0,
+        "gamma": 1.5,
+        "remove": 4.0,
+        "contexts": 1,
+    }
+    settings |= {"standardise": False, "retained": 4, "lr": 1e-3, "guidance": 1.0}
+    tool = configure("unhype", "paper", settings)
+    have = solve(tool, sd, task=Task((Concept("moon", "circle"),), (), 7)).network
+
+    rng = step_generator(7, 0)
+    torch.rand((), generator=rng)
+    s = int(torch.randint(5, (1,), generator=rng))
+    assert torch.randint(1, (1,), generator=rng).tolist() == [0]
+    stop = torch.randint(3, (1,), generator=rng)
+    x0 = torch.randn(1, *sd.latent_shape, generator=rng)
+    asked, mapped = sd.encode(["moon"]), sd.encode(["circle"])
+    x, t = sd.partial(asked, stop, x0, steps=3, guidance=1.0)
+    with torch.no_grad():
+        e_p, e_m = sd.denoise(x, t, asked), sd.denoise(x, t, mapped)
+    target = e_m - 1.5 * (e_p - e_m)
+
+    net = Hypernetwork.fresh(have.plan, 7)
+    u = asked.kwargs["encoder_hidden_states"][:, -1]
+    now, later = net(u, s), net(u, s + 1)
+    other = copy.deepcopy(sd)
+    linears = other.modules("text-kv")
+    for n, (left, right) in now.items():
+        linears[n].weight.data += (left[0] @ right[0]).T.detach()
+    loss = F.mse_loss(other.denoise(x, t, asked), target)
+    names = list(now)
+    dense = dict(zip(names, torch.autograd.grad(loss, [linears[n].weight for n in names]), strict=True))
+    total = 0.0
+    if objective != "direct":
+        parts = []
+        for n, (left, right) in now.items():
+            m = dense[n].T  # of the product x_L x_R, [in, out]
+            slope = (m @ right[0].T, left[0].T @ m)
+            parts += [(b - a + 3.0 * g.detach()).flatten() for a, b, g in zip(now[n], later[n], slope, strict=True)]
+        total = total + 4.0 * torch.cat(parts).square().mean()
+    if objective != "trajectory":  # a linear function with the same gradient as the erasing loss
+        total = total + sum((dense[n] * (left[0] @ right[0]).T).sum() for n, (left, right) in now.items())
+    learn = dict(net.named_parameters())
+    grads = torch.autograd.grad(total, list(learn.values()), allow_unused=True)
+    moved = 0
+    for (name, p), g in zip(learn.items(), grads, strict=True):
+        step = torch.zeros_like(p) if g is None else 1e-3 * g / (g.abs() + 1e-8)
+        far = torch.ones_like(p, dtype=torch.bool) if g is None else g.abs() > 1e-6  # rounding decides the sign below
+        torch.testing.assert_close(dict(have.named_parameters())[name][far], (p - step)[far], atol=2e-5, rtol=0)
+        moved += int(far.sum()) if g is not None else 0
+    assert moved > 300
+
+
+def test_the_retain_loss_has_an_optimiser_of_its_own(sd, monkeypatch):
+    seen = []
+    step = Training.step
+
+    def look(self, k, rng):
+        done = step(self, k, rng)
+        seen.append(
+            [
+                int(o.optimizer.state[next(iter(self.network.parameters()))]["step"])
+                for o in (self.removing, self.keeping)
+            ]
+        )
+        return done
+
+    monkeypatch.setattr(Training, "step", look)
+    tool = configure("unhype", "sd", {**SHORT, "retain_times": 3})
+    solve(tool, sd, task=Task((Concept("moon", "circle"),), (), 0))
+    assert seen == [[1, 3], [2, 6]]
+
+
+def test_retaining_silences_what_is_retained(sd):
+    """With and without the retain loss, the same draws of the removal: the prompts of either kind."""
+    found = {}
+    for weight in (0.0, 1.0):
+        settings = {**SHORT, "steps": 25, "retained": 16, "retain": weight, "ends": 1.0, "objective": "direct"}
+        settings |= {"architecture": "per-layer", "lr": 1e-3}
+        done = solve(configure("unhype", "sd", settings), sd, task=Task((Concept("moon", "circle"),), (), 0))
+        found[weight] = {k: v["median"] for k, v in done.about.items()}
+    assert found[0.0]["kept"] > 0.2 * found[0.0]["erased"]
+    assert found[1.0]["kept"] < 0.4 * found[0.0]["kept"]
+    assert found[1.0]["kept"] / found[1.0]["erased"] < 0.6 * found[0.0]["kept"] / found[0.0]["erased"]
+
+
+class TestPrompts:
+    """What is trained away, and what is kept silent for."""
+
+    def test_sentences_and_mappings(self):
+        moon, ink = canvas.find("moon"), canvas.find("ink")
+        plain = forgotten((moon,), (ink,), contexts=2, synonyms=True, compose=0)
+        assert plain == [("moon", "circle"), ("a moon", "a circle"), ("crescent", "circle"), ("a crescent", "a circle")]
+        both = forgotten((moon,), (ink,), contexts=1, synonyms=False, compose=2)
+        assert both[1:] == [
+            ("a moon in ink style", "a circle in ink style"),
+            ("an ink picture of a moon", "an ink picture of a circle"),
+        ]
+        assert forgotten((Concept("Van Gogh", kind="person"),), (), contexts=1, synonyms=True, compose=3) == [
+            ("Van Gogh", "")
+        ]
+        bare = forgotten((Concept("moon", kind="object"),), (ink,), contexts=1, synonyms=True, compose=1)
+        assert bare == [("moon", ""), ("a moon in ink style", "in ink style")]
+
+    def test_kept_prompts_are_hundreds_and_name_nothing_erased(self):
+        gone = (canvas.find("cat"), Concept("lighthouse"))
+        others = tuple(c for c in canvas.CONCEPTS.values() if c.name != "cat")
+        for task in ((gone, ()), (gone, others)):
+            texts = silent(*task, contexts=4, synonyms=True, compose=2)
+            assert len(texts) > 400
+            assert "" in texts
+            words = {w.strip(",.:") for t in texts for w in t.lower().split()}
+            assert not words & {"cat", "cats", "kitten", "lighthouse"}
+        assert any("circle" in t and "ink" in t for t in texts)
+        ring = silent((canvas.find("ring"),), (), contexts=1, synonyms=True, compose=0)
+        assert "a children's drawing" in " ".join(ring), "a name within a word is no mention"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"objective": "directly"}, "unknown objective 'directly': did you mean 'direct'"),
+        ({"architecture": "small"}, "unknown architecture"),
+        ({"retained": 0}, "retained: expected a number of at least 1, got 0"),
+        ({"lr": 0.0}, "lr: expected a number above 0"),
+        ({"ends": 1.5}, "ends: expected a number from 0 to 1"),
+        ({"objective": "trajectory", "ends": 0.5}, "no step is left to imitate"),
+        ({"contexts": 99}, "contexts: expected at most"),
+    ],
+)
+def test_wrong_settings(sd, setting, message):
+    with pytest.raises(InputError, match=message):
+        erase("moon", sd, method=("unhype", {**SHORT, **setting}))
+
+
+def test_a_run_killed_and_resumed_gives_the_same_bytes(sd, tmp_path, monkeypatch):
+    settings = {**SHORT, "steps": 5, "pool": 4, "refresh": 2, "walk": "student", "objective": "both", "relative": 0.5}
+    settings |= {"decay": True, "gamma": 1.0}
+
+    def run(loop=None):
+        return erase("moon", sd, method=("unhype", settings), loop=loop).payload.network.state_dict()
+
+    whole, step = run(), Training.step
+
+    def cut(self, k, rng):
+        if k == 3:
+            raise KeyboardInterrupt
+        return step(self, k, rng)
+
+    monkeypatch.setattr(Training, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(Loop(tmp_path / "w", checkpoint_every=1))
+    monkeypatch.setattr(Training, "step", step)
+    again = run(Loop(tmp_path / "w", checkpoint_every=1, resume=True))
+    assert all(torch.equal(whole[n], again[n]) for n in whole)
+    assert not writers(sd.denoiser)
+    parts = run(Loop(accumulate=2))
+    assert all(torch.allclose(whole[n], parts[n], atol=1e-3) for n in whole)
+
+
+# ---------------------------------------------------------------- in a pipeline
+
+
+def test_every_row_gets_its_own_update():
+    """Against a loop over rows in float64, for inputs of two and of three dimensions."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 5), nn.Linear(6, 4)
+
+        def forward(self, encoder_hidden_states):
+            return self.one(encoder_hidden_states), self.two(encoder_hidden_states[:, 0])
+
+    g = torch.Generator().manual_seed(0)
+    net, pairs = Net(), random_pairs(4)
+    x = torch.randn(3, 7, 6, generator=g)
+    base = net(x)
+    writer = prompted.Writer(net, {"unet.a": net.one, "unet.b": net.two}, lambda u: pairs, read="last", label="w")
+    writer.scale = 0.5
+    with torch.no_grad():
+        have = net(x)
+    for k, (linear, z) in enumerate(((net.one, x), (net.two, x[:, 0]))):
+        left, right = list(pairs.values())[k]
+        for b in range(3):
+            w = linear.weight.double() + 0.5 * (left[b].double() @ right[b].double()).T
+            torch.testing.assert_close(
+                have[k][b].double(), z[b].double() @ w.T + linear.bias.double(), atol=1e-4, rtol=1e-4
+            )
+    with pytest.raises(RuntimeError, match="is given 2 rows for 3 prompts"):
+        net.one(x[:2])
+    writer.remove()
+    assert all(torch.equal(a, b) for a, b in zip(base, net(x), strict=True))
+    assert not net._forward_pre_hooks
+    assert not net.one._forward_hooks
+    assert not prompted.writers(net)
+
+
+def test_signals_of_masked_padded_and_listed_texts():
+    text = torch.randn(2, 5, 3)
+    text[1, 3:] = 0
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+    call = {"encoder_hidden_states": text, "encoder_attention_mask": torch.cat([mask, torch.ones(2, 4)], 1)}
+    want = torch.stack([text[0, :2].mean(0), text[1, :3].mean(0)])
+    torch.testing.assert_close(prompted.signal(call, "mean"), want)
+    assert torch.equal(prompted.signal(call, "last"), text[:, -1])
+    listed = {"cap_feats": [text[0, :2], text[1, :3]]}
+    torch.testing.assert_close(prompted.signal(listed, "mean"), want)
+    pooled = {"encoder_hidden_states": text, "text_embeds": text[:, 0]}
+    assert torch.equal(prompted.signal(pooled, "pooled"), text[:, 0])
+    with pytest.raises(KeyError, match="nothing to read as 'pooled'"):
+        prompted.signal(call, "pooled")
+    # a disguise changes the signal and leaves what it can
+    rows, other = torch.tensor([True, False]), torch.ones(3)
+    for read, there in (("mean", call), ("last", call), ("mean", listed), ("last", listed)):
+        new = {**there, **prompted.disguise(there, read, other, rows)}
+        torch.testing.assert_close(prompted.signal(new, read)[0], other)
+        assert torch.equal(prompted.signal(new, read)[1], prompted.signal(there, read)[1])
+    pooled = {"added_cond_kwargs": {"text_embeds": text[:, 0]}, "text_embeds": text[:, 0]}
+    swapped = prompted.disguise(pooled, "pooled", other, rows)["added_cond_kwargs"]["text_embeds"]
+    assert torch.equal(swapped, torch.stack([other, text[1, 0]]))
+
+
+def calls(backbone, prompts, guidance, **more):
+    """Every call of the denoiser in a stock two-step drawing: what it was given of the text, and what it answered."""
+    rows = []
+
+    def keep(module, args, kwargs, out):
+        value = prompted.source(prompted.by_name(module, args, kwargs), backbone.reads)[1]
+        answer = out[0]
+        split = answer if isinstance(answer, list) else list(answer)
+        rows.append([(v, a) for v, a in zip(value, split, strict=True)])
+
+    handle = backbone.denoiser.register_forward_hook(keep, with_kwargs=True)
+    backbone.pipe(
+        prompt=list(prompts),
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+        **backbone.guidance_call(guidance, len(prompts)),
+        **backbone.call,
+        **more,
+    )
+    handle.remove()
+    return rows
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_every_family_trains_and_only_the_conditional_branch_is_updated(family):
+    """Two steps, then the stock pipeline's first calls, with and without the eraser: exactly the rows that carry the
+    prompt answer otherwise; with guidance off all do.
+    """
+    backbone = build(family)
+    made = erase("moon", backbone, method=("unhype", {**SHORT, "architecture": "per-layer"}))
+    assert backbone.pooled is None or backbone.pooled in made.payload.shapes
+    with made.attached(backbone) as handle:
+        assert handle.is_active()
+        assert not torch.equal(output(backbone, "moon"), plain := output_without(backbone, handle))
+    assert torch.equal(output(backbone, "moon"), plain)
+    eraser = hyper(backbone)
+    row = getattr(backbone, "row", None)
+    for guidance in (4.0, 1.0):
+        before = calls(backbone, ["a moon", "a cat"], guidance)
+        with eraser.attached(backbone):
+            after = calls(backbone, ["a moon", "a cat"], guidance)
+        one = getattr(row, "embedded", False) or not getattr(row, "guided", True) or guidance == 1.0
+        apart = row is not None and not one and (row.negative == "next" or family == "flux_cfg")
+        changed = [
+            [not torch.equal(a, b) for (_, a), (_, b) in zip(x, y, strict=True)]
+            for x, y in zip(before, after, strict=True)
+        ]
+        if one:
+            assert changed[0] == [True, True]
+        elif apart:
+            assert changed[:2] == [[True, True], [False, False]]
+        elif row is not None and row.negative == "second":
+            assert changed[0] == [True, True, False, False]
+        else:
+            assert changed[0] == [False, False, True, True]
+
+
+def output_without(backbone, handle):
+    with backbone.using(None):
+        return output(backbone, "moon")
+
+
+def test_a_prompt_changes_nobody_elses_image(sd):
+    eraser = hyper(sd)
+    with eraser.attached(sd):
+        one, two = (sd.draw(["a moon", other], [1, 2], steps=3) for other in ("a cat", "a star and a house"))
+        free = sd.draw(["a moon"], [1], steps=3)[0]
+    base = sd.draw(["a moon", "a cat"], [1, 2], steps=3)
+    assert np.array_equal(one[0], two[0])
+    assert not np.array_equal(one[1], two[1])
+    assert not np.array_equal(one[0], base[0])
+    assert np.abs(np.asarray(free, int) - np.asarray(one[0], int)).max() <= 1
+
+
+def test_nothing_at_the_start_of_virtual_time(sd):
+    eraser = hyper(sd)
+    payload, layers = eraser.payload, list(sd.modules("text-kv"))
+    want, loud_one = sd.draw(["a moon"], [1], steps=3), None
+    for time in (0.0, 300.0):
+        writer = write_by_prompt(sd, layers, lambda u, t=time: payload.pairs(u, t), read="last", label="w")
+        have = sd.draw(["a moon"], [1], steps=3)
+        writer.remove()
+        if time:
+            loud_one = have
+        else:
+            assert np.array_equal(have[0], want[0])
+    assert not np.array_equal(loud_one[0], want[0])
+    still = eraser.materialize(sd, "a moon", time=0.0)
+    assert still.payload.zero()
+    with still.attached(sd):
+        assert torch.equal(output(sd, "a moon"), output_without_all(sd))
+
+
+def output_without_all(backbone):
+    with backbone.using(None):
+        return output(backbone, "a moon")
+
+
+def test_one_call_of_the_hypernetwork_for_each_prompt(sd):
+    eraser = hyper(sd)
+    with eraser.attached(sd) as handle:
+        writer = writers(sd.denoiser)[handle.name]
+        sd.draw(["a moon", "a cat"], [1, 2], steps=5)
+        assert writer.calls == 1
+        sd.draw(["a star"], [1], steps=5)
+        assert writer.calls == 2
+        cond = sd.encode(["a moon"])
+        x, t = torch.randn(1, *sd.latent_shape), torch.tensor([500])
+        with torch.no_grad():
+            first = sd.denoise(x, t, cond)
+            again = sd.denoise(x, t, cond[[0]])  # a new tensor of the same values, as offloading hands over
+            assert torch.equal(first, again)
+            assert writer.calls == 3
+            cond.kwargs["encoder_hidden_states"][:, -1] *= -1  # the same tensor, changed in place
+            assert not torch.equal(first, sd.denoise(x, t, cond))
+            assert writer.calls == 4
+            with torch.inference_mode():
+                frozen = sd.encode(["a star"])
+                one = sd.denoise(x, t, frozen).clone()
+                frozen.kwargs["encoder_hidden_states"][:, -1] *= -1  # does not count its changes
+                assert not torch.equal(one, sd.denoise(x, t, frozen))
+
+
+def test_gradients_by_the_prompt_go_through_what_is_written(sd):
+    """For attacks on embeddings: the same as with the factors made of the text by hand and given to the layers."""
+    eraser, cond = hyper(sd), sd.encode(["a moon"])
+    text = cond.kwargs["encoder_hidden_states"].clone().requires_grad_()
+    x, t = torch.randn(1, *sd.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+
+    def slope():
+        out = sd.denoise(x, t, type(cond)({"encoder_hidden_states": text}, 1))
+        return torch.autograd.grad(out.square().sum(), text)[0]
+
+    with eraser.attached(sd):
+        have = [slope(), slope()]  # the second time with a graph of its own
+    payload, found = eraser.payload, []
+    writer = write_by_prompt(sd, list(payload.shapes), payload.pairs, read="last", label="w")
+    for by_hand in (text[:, -1], text[:, -1].detach()):
+        with writer.giving(payload.network(by_hand, float(payload.plan.times))):
+            found.append(slope())
+    writer.remove()
+    torch.testing.assert_close(have[0], found[0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(have[1], have[0])
+    assert not torch.allclose(found[0], found[1], atol=1e-2), "the control: without what is written"
+
+
+def test_partial_denoising_updates_the_prompts_side_only(sd):
+    """One guided step of ours, against the base's answer to the empty prompt and the updated one to the prompt."""
+    eraser, cond, null = hyper(sd), sd.encode(["a moon", "a cat"]), sd.unconditional(2)
+    noise = torch.randn(2, *sd.latent_shape, generator=torch.Generator().manual_seed(0))
+    scheduler = sd.trajectory(3)
+    t = scheduler.timesteps[:1].expand(2)
+    with torch.no_grad():
+        free = sd.denoise(noise, t, null)
+        with eraser.attached(sd):
+            led = sd.denoise(noise, t, cond)
+            assert not torch.equal(sd.denoise(noise, t, null), free), "called alone, a row is a prompt's"
+            have, _ = sd.partial(cond, torch.tensor([1, 1]), noise, steps=3, guidance=4.0)
+    want = scheduler.step(free + 4.0 * (led - free), t[0], noise).prev_sample
+    torch.testing.assert_close(have, want, atol=1e-4, rtol=1e-4)
+
+
+def test_silence_costs_nothing_and_is_exact(sd):
+    """A compact one whose code is zero writes exactly nothing: the hooks pass, and the output is the base's bits."""
+    eraser = hyper(sd, "compact")
+    tensors = eraser.payload.network.state_dict()
+    tensors["trunk.2.bias"] = tensors["trunk.2.bias"] - 100.0
+    mute = Eraser(eraser.recipe, Hyper(Hypernetwork.stored(eraser.payload.plan, tensors), "sd"))
+    base = output(sd, "a moon")
+    with mute.attached(sd) as handle:
+        assert torch.equal(output(sd, "a moon"), base)
+        assert writers(sd.denoiser)[handle.name]._pairs is None
+    assert written_norms(mute, sd, ["a moon", "a cat"]) == [0.0, 0.0]
+    assert min(written_norms(eraser, sd, ["a moon", "a cat"])) > 0
+
+
+def test_beside_other_adapters(sd):
+    """LoRAs loaded before and after, unloaded before and after; a delta; a second hypernetwork."""
+    eraser, config = hyper(sd), LoraConfig(r=2, lora_alpha=2, target_modules=["attn2.to_k", "attn2.to_v", "attn1.to_q"])
+    config.init_lora_weights = "gaussian"
+
+    def lora(name):
+        torch.manual_seed(3)
+        sd.pipe.unet.add_adapter(config, adapter_name=name)
+        for n, p in sd.pipe.unet.named_parameters():
+            if f"lora_B.{name}" in n:
+                nn.init.normal_(p, std=0.3)
+
+    base = output(sd, "a moon")
+    lora("x")
+    with_lora = output(sd, "a moon")
+    handle = eraser.attach(sd)
+    both = output(sd, "a moon")
+    assert not torch.equal(both, with_lora)
+    sd.pipe.unload_lora_weights()
+    alone = output(sd, "a moon")
+    assert handle.is_active()
+    assert not torch.equal(alone, base)
+    assert not torch.equal(alone, both)
+    lora("x")
+    assert handle.is_active(), "a LoRA loaded afterwards does not switch it off"
+    assert torch.equal(output(sd, "a moon"), both)
+    second = hyper(sd, "compact", by=0.2).attach(sd)
+    assert second.name != handle.name
+    assert not torch.equal(output(sd, "a moon"), both)
+    with sd.using(handle.name):
+        assert torch.equal(output(sd, "a moon"), alone)
+    second.detach()
+    assert torch.equal(output(sd, "a moon"), both)
+    handle.detach()
+    assert torch.equal(output(sd, "a moon"), with_lora)
+    sd.pipe.unload_lora_weights()
+    assert torch.equal(output(sd, "a moon"), base)
+    with pytest.raises(InputError, match="no longer in the pipeline"):
+        handle.activate()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "compiled, then attached",
+        pytest.param("attached, then compiled", marks=pytest.mark.slow),
+        pytest.param("compiled in place", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled(sd, order):
+    eraser = hyper(sd)
+    x, t = torch.randn(2, *sd.latent_shape), torch.tensor([500, 500])
+    cond = sd.encode(["a moon", "a cat"])
+    with torch.no_grad():
+        base = sd.denoise(x, t, cond)
+        with eraser.attached(sd):
+            want = sd.denoise(x, t, cond)
+        net = sd.pipe.unet
+        torch._dynamo.reset()
+        if order == "compiled, then attached":
+            sd.pipe.unet = torch.compile(net, backend="eager", fullgraph=True)
+        handle = eraser.attach(sd)
+        if order == "attached, then compiled":
+            sd.pipe.unet = torch.compile(net, backend="eager", fullgraph=True)
+        elif order == "compiled in place":
+            net.compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(sd.denoise(x, t, cond), want, atol=1e-5, rtol=1e-4)
+        other = sd.denoise(x, t, cond[[1, 0]])
+        assert not torch.allclose(other, want, atol=1e-4)
+        handle.detach()
+        torch.testing.assert_close(sd.denoise(x, t, cond), base, atol=1e-5, rtol=1e-4)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("first", ["attached", "offloaded"])
+def test_offloaded(sd, first):
+    """accelerate's hooks, which bring weights in layer by layer."""
+    eraser = hyper(sd)
+    with eraser.attached(sd):
+        want = sd.draw(["a moon"], [1], steps=3)[0]
+    if first == "attached":
+        handle = eraser.attach(sd)
+    accelerate.cpu_offload(sd.pipe.unet, execution_device=torch.device("cpu"))
+    if first == "offloaded":
+        with pytest.raises(InputError, match="are offloaded and cannot be compared: attach before offloading"):
+            eraser.attach(sd)
+        handle = eraser.attach(sd, force=True)
+    assert next(sd.pipe.unet.parameters()).is_meta
+    x, cond = torch.randn(1, *sd.latent_shape), sd.encode(["a moon"])
+    with torch.no_grad():
+        have = sd.pipe.unet(x, torch.tensor(500), **cond.kwargs).sample
+        handle.detach()
+        base = sd.pipe.unet(x, torch.tensor(500), **cond.kwargs).sample
+    accelerate.hooks.remove_hook_from_submodules(sd.pipe.unet)
+    with torch.no_grad():
+        assert torch.equal(base, sd.pipe.unet(x, torch.tensor(500), **cond.kwargs).sample)
+        with eraser.attached(sd):
+            assert torch.equal(have, sd.pipe.unet(x, torch.tensor(500), **cond.kwargs).sample)
+            assert np.array_equal(sd.draw(["a moon"], [1], steps=3)[0], want)
+
+
+def test_materialized(sd, tmp_path):
+    """One prompt's LoRA: the hypernetwork's output for that prompt, in an ordinary file; static, and it says so."""
+    eraser = hyper(sd)
+    lora = eraser.materialize(sd, "a moon")
+    base = output(sd, "a cat")
+    with eraser.attached(sd):
+        want, cat = output(sd, "a moon"), output(sd, "a cat")
+    with lora.attached(sd):
+        torch.testing.assert_close(output(sd, "a moon"), want, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(output(sd, "a cat"), cat, atol=1e-4)
+        assert not torch.equal(output(sd, "a cat"), base), "it acts on every prompt"
+    folder = lora.save_pretrained(tmp_path / "e", verify=sd)
+    again = Eraser.from_pretrained(folder)
+    assert again.recipe.derived == {"from": "hyper", "prompt": "a moon", "acts on": "every prompt alike (static)"}
+    assert "scored anew" in (folder / "README.md").read_text()
+    dense = sum(((b @ a) ** 2).sum().item() for a, b in lora.payload.factors.values()) ** 0.5
+    assert written_norms(eraser, sd, ["a moon"])[0] == pytest.approx(dense, rel=1e-4)
+    for wrong, message in (("  ", "expected a prompt"), ("a moon", "virtual time from 0 to 300")):
+        with pytest.raises(InputError, match=message):
+            eraser.materialize(sd, wrong, time=301.0)
+    with pytest.raises(InputError, match="only a hypernetwork is materialized"):
+        lora.materialize(sd, "a moon")
+
+
+def test_what_a_hypernetwork_cannot_do_says_what_to_do(sd, tmp_path):
+    eraser = hyper(sd)
+    for to in ("peft", "kohya", "lycoris", "component"):
+        with pytest.raises(InputError, match=r"materialize it for one prompt"):
+            eraser.export(tmp_path / ("x" if to == "component" else "x.safetensors"), to, base=sd)
+    with pytest.raises(InputError, match="materialize it for one prompt"):
+        eraser.bake(sd)
+    with pytest.raises(InputError, match="materialize it for one prompt"):
+        eraser.to_lora(sd, rank=4)
+    with pytest.raises(InputError, match="materialize both for one prompt"):
+        overlap(eraser, eraser)
+    with pytest.raises(InputError, match="only a hypernetwork writes"):
+        written_norms(erase("moon", sd), sd, ["moon"])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="expected a method that gives a LoRA, 'unhype' gives a hyper"):
+        erase("moon", sd, method=("random", {"like": "unhype"}))
+
+
+def test_inspected(sd, tmp_path):
+    made = erase("moon", sd, method=("unhype", {**SHORT, "architecture": "compact"}))
+    folder = made.save_pretrained(tmp_path / "e", verify=sd)
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert names == {
+        "README.md",
+        "eraser_config.json",
+        "pipeline.py",
+        "hypernet/config.json",
+        "hypernet/model.safetensors",
+    }
+    said = describe(folder)
+    assert (said["kind"], said["architecture"], said["layers"], said["concepts"]) == ("hyper", "compact", 8, ["moon"])
+    assert said["bytes"] == (folder / "hypernet/model.safetensors").stat().st_size
+    assert said["norm of what it writes"]["erased"]["median"] > 0
+    assert "pipe.load_eraser" in (folder / "README.md").read_text()
+    (folder / "hypernet/config.json").write_text('{"layers": [], "text": 3}')
+    with pytest.raises(InputError, match=r"config\.json do not belong together"):
+        Eraser.from_pretrained(folder)
+
+
+PLAIN = """
+import sys
+sys.modules["erasers"] = None  # whoever imports it now fails
+import torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({base!r}, custom_pipeline={eraser!r}, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+def draw(name):
+    call = {call}
+    g = [torch.Generator().manual_seed(s) for s in (1, 2)]
+    for k, image in enumerate(pipe(["a moon", "a cat"], num_inference_steps=3, generator=g, **call).images):
+        image.save({out!r} + f"/{{name}}-{{k}}.png")
+pipe.load_eraser({eraser!r})
+draw("on")
+pipe.unload_eraser()
+draw("off")
+"""
+
+
+@pytest.mark.parametrize("family", ["sd", pytest.param("chroma", marks=pytest.mark.slow)])
+def test_plain_diffusers_draws_the_same_pixels_by_the_folders_own_pipeline(family, tmp_path, monkeypatch):
+    """In a process where our package cannot be imported: guidance in one call, and in calls of its own."""
+    backbone = build(family)
+    backbone.pipe.save_pretrained(tmp_path / "base")
+    eraser = hyper(backbone)
+    folder = eraser.save_pretrained(tmp_path / "eraser")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    call = {**backbone.guidance_call(4.0, 2), **backbone.call}
+    code = PLAIN.format(base=str(tmp_path / "base"), eraser=str(folder), out=str(tmp_path), call=call)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    bare = backbone.draw(["a moon", "a cat"], [1, 2], steps=3, guidance=4.0)
+    with eraser.attached(backbone):
+        ours = backbone.draw(["a moon", "a cat"], [1, 2], steps=3, guidance=4.0)
+    for k in range(2):
+        assert np.array_equal(Image.open(tmp_path / f"on-{k}.png"), ours[k])
+        assert np.array_equal(Image.open(tmp_path / f"off-{k}.png"), bare[k])
+        assert not np.array_equal(ours[k], bare[k])
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "z_image", "chroma"])
+def test_a_disguise_is_what_the_hypernetwork_reads(family):
+    """The adaptive check: text states of the moon, the signal of another prompt. What is written is the other's."""
+    backbone = build(family)
+    eraser = hyper(backbone)
+    harmless = prompt_signals(backbone, ["a dog"], backbone.reads)
+    moon = signals(backbone, backbone.encode(["a moon"]), backbone.reads)
+    with eraser.attached(backbone) as handle:
+        writer = writers(backbone.denoiser)[handle.name]
+        backbone.draw(["a moon"], [1], steps=1, guidance=4.0)
+        assert torch.equal(writer._seen[3][-1 if backbone.free_first else 0], moon[0]) or family == "chroma"
+        bare = backbone.draw(["a moon"], [1], steps=2, guidance=4.0)[0]
+        with disguised(backbone, "a dog", backbone.reads):
+            hidden = backbone.draw(["a moon"], [1], steps=2, guidance=4.0)[0]
+            seen = [] if writer._seen is None else [writer._seen[3]]
+    rows = torch.cat(seen)
+    assert min((r - harmless[0]).abs().max().item() for r in rows) < 1e-4 or family == "chroma"
+    assert not np.array_equal(hidden, bare)
+    assert not backbone.denoiser._forward_pre_hooks
+
+
+def test_several_concepts_in_one(sd):
+    made = erase([Concept("moon", "circle"), Concept("cat"), Concept("star", "circle")], sd, method=("unhype", SHORT))
+    assert made.recipe.names == ["moon", "cat", "star"]
+    assert math.isfinite(written_norms(made, sd, ["a star"])[0])
+    assert torch.isfinite(output(sd, "a star")).all()
