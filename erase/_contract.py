@@ -100,8 +100,9 @@ def same_seed_same_bytes(
     """Two runs with one seed write the same files, and the record says with what settings."""
     one, two = (_make(method, backbone, given) for _ in range(2))
     a, b = (e.save_pretrained(folder / n) for e, n in ((one, "a"), (two, "b")))
-    for file in sorted(a.iterdir()):
-        assert file.read_bytes() == (b / file.name).read_bytes(), f"{method}: {file.name} differs from run to run"
+    for file in sorted(p for p in a.rglob("*") if p.is_file()):
+        again = b / file.relative_to(a)
+        assert file.read_bytes() == again.read_bytes(), f"{method}: {file.name} differs from run to run"
     want = settings_of(configure(method, backbone.preset, _settings(method, backbone, given)))
     assert one.recipe.settings == want, f"{method}: the record's settings are {one.recipe.settings}, used {want}"
 

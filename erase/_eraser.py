@@ -16,7 +16,18 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from ..pipelines import Backbone, activate, components, distance, fingerprint, overlay, watch, wrap
+from ..pipelines import (
+    Backbone,
+    Drawing,
+    activate,
+    components,
+    distance,
+    draw_in,
+    fingerprint,
+    overlay,
+    watch,
+    wrap,
+)
 from ..prompts import InputError
 from . import _files as files
 from ._card import card
@@ -68,8 +79,8 @@ class Eraser:
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, force: bool = False, verify: Backbone | None = None
     ) -> Path:
-        """Write the folder: the weights (a LoRA for diffusers and a kohya file, or a delta), record and model card.
-        All or nothing.
+        """Write the folder: the weights (a LoRA for diffusers and a kohya file, or a delta), record and model card; of
+        a generator of few steps its scheduler too. All or nothing.
 
         With `verify`, the written file is loaded back before it takes its place (a LoRA by diffusers' own loader):
         every tensor must find its module and the network's output must change (unless the update is zero).
@@ -84,6 +95,8 @@ class Eraser:
             record = json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False)
             (partial / files.CONFIG_FILE).write_text(record + "\n", encoding="utf-8")
             (partial / "README.md").write_text(card(self.recipe), encoding="utf-8")
+            if self.recipe.drawing:
+                files.write_scheduler(partial, self.recipe.drawing["scheduler"])
             if verify is not None:
                 _verify(partial, verify)
 
@@ -166,7 +179,8 @@ class Eraser:
         force: bool = False,
     ) -> Attached:
         """Switch the eraser on in a pipeline (or backbone). Adapters that were on stay on. When loading another LoRA
-        switches it off later, the next image says so with a `UserWarning`.
+        switches it off later, the next image says so with a `UserWarning`. One that draws in few steps gives the
+        pipeline its scheduler for as long, and a call with other steps says which to ask for.
 
         Args:
             pipe: a diffusers pipeline or a `Backbone`.
@@ -190,7 +204,8 @@ class Eraser:
             f"switches the others off; call handle.activate(), or pipe.set_adapters with {label!r} among the names"
         )
         hook = watch(backbone.pipe, label, backbone.denoiser, message)
-        return Attached(backbone.pipe, label, lambda: self.payload.acting(backbone, label), (undo, hook.remove))
+        steps = (undo, hook.remove, *((draw_in(backbone.pipe, d),) if (d := self.drawing) else ()))
+        return Attached(backbone.pipe, label, lambda: self.payload.acting(backbone, label), steps)
 
     @contextmanager
     def attached(self, pipe: Any, scale: float | None = None) -> Iterator[Attached]:  # noqa: ANN401
@@ -202,7 +217,8 @@ class Eraser:
             handle.detach()
 
     def bake(self, pipe: Any, scale: float | None = None, *, force: bool = False) -> None:  # noqa: ANN401
-        """Write the update into the base weights for good. LoRA adapters stay as they are.
+        """Write the update into the base weights for good (and the scheduler of few steps into the pipeline). LoRA
+        adapters stay as they are.
 
         Raises:
             InputError: see `attach`; or a delta is attached, whose removal would undo the baking.
@@ -211,6 +227,8 @@ class Eraser:
         self.check_base(backbone, force=force)
         check_bare(backbone, "bake", loras=True)
         self.payload.bake(backbone, self.recipe.scale if scale is None else scale)
+        if self.drawing:
+            draw_in(backbone.pipe, self.drawing)
 
     def check_base(self, backbone: Backbone, *, force: bool = False) -> None:
         """Refuse a base model that the eraser was not made for.
@@ -236,6 +254,11 @@ class Eraser:
                 f"{made_for}; the weights of {backbone.name!r} differ by {away:.1%}: "
                 "use that base (in Python, force=True tries it on a relative of it)"
             )
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """How it draws, if it is a generator of few steps."""
+        return Drawing.from_json(self.recipe.drawing) if self.recipe.drawing else None
 
     @property
     def adapter_name(self) -> str:

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ..prompts import InputError, unknown
 from ._adapters import only
 from ._backbone import Condition, Group, TextStates
+from ._few import Drawing, config_of, leading
 from ._fingerprint import fingerprint
-from ._law import Law
+from ._law import Flow, Law
 from ._memory import Embeddings, answering, check_known, encoders, in_order, listening, named
 from ._overlay import cover, overlay, showing, uncover
 
@@ -57,6 +58,7 @@ class StockBackbone:
         returns: names of what the pipeline's `encode_prompt` returns.
         listed: it returns lists of single prompts' tensors.
         embeddings: the prompts it remembers.
+        drawing: how it draws, where it is a generator of few steps.
     """
 
     component: str
@@ -66,6 +68,7 @@ class StockBackbone:
     returns: tuple[str, ...]
     listed: bool = False
     embeddings: Embeddings | None = None
+    drawing: Drawing | None = None
 
     def __init__(
         self, pipe: DiffusionPipeline, name: str, *, family: str, preset: str, call: Mapping[str, Any] | None
@@ -222,6 +225,13 @@ class StockBackbone:
 
     def times(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.law.times(n, generator)
+
+    def few(self, steps: int, first: int) -> Drawing:
+        if isinstance(self.law, Flow):
+            times = [self.law.scale] if steps == 1 else self.trajectory(steps).timesteps.tolist()
+            return Drawing(config_of(self.pipe.scheduler), steps, tuple(times))
+        scheduler = leading(self.pipe.scheduler.config, steps, first)
+        return Drawing(config_of(scheduler), steps, tuple(scheduler.timesteps.tolist()))
 
     @torch.no_grad()
     def partial(
