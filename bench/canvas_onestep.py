@@ -4,16 +4,24 @@
 
 trains (the same command goes on where it was killed), writes a LoRA in float16, its scheduler and `canvas.json` into
 `--out`, and prints the judges' accuracy and the time per image of the base and of the generator, on the same 600
-prompts and seeds. While it trains, WORK/judged.jsonl gets a row every `--judge-every` steps: the accuracy of one
-drawing of each of the 120 cells; the base's own is its first row.
+prompts and seeds. While it trains, WORK/judged.jsonl gets a row every `--judge-every` steps and WORK/pictures a grid:
+the judges' accuracy on one drawing of each of the 120 cells, and the kernel distance of their features from the base's
+drawings with other seeds (`apart`); the base's own are the first row.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageClassification
 
 from erasers.erase import Loop, Session, Task, configure, settings_of, solve
 from erasers.erase._distil import Distiller
@@ -30,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "start": "base",
     "forget": 0.0,
     "rank": 12,
+    "contexts": 6,
     "batch": 16,
     "warmup": 400,
     "warmup_lr": 3e-3,
@@ -42,7 +51,22 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def accuracy(seen: Judges, images: list, prompts: list[Prompt]) -> dict[str, float]:
+@torch.no_grad()
+def features(images: Sequence[Image.Image]) -> Tensor:
+    """What both judges make of images before they decide, [N, D]."""
+    x = torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    nets = [AutoModelForImageClassification.from_pretrained(canvas_folder(f"judge-{k}")) for k in ("object", "style")]
+    return torch.cat([net.eval().base_model(pixel_values=x).pooler_output.flatten(1) for net in nets], 1).double()
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Kernel distance of two sets of features, [N, D] and [M, D]: unbiased, cubic kernel (arXiv 1801.01401), x 1000."""
+    aa, bb, ab = ((1 + x @ y.T / x.shape[1]) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    own = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (aa, bb)]
+    return round(1000 * float(own[0] + own[1] - 2 * ab.mean()), 3)
+
+
+def accuracy(seen: Judges, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> dict[str, float]:
     """Share of images in which the judges see what was asked for, in percent."""
     verdict, n = seen.look(images), len(prompts)
     return {
@@ -56,11 +80,16 @@ class Judged(Distiller):
     """The trainer, watched by the judges."""
 
     def watch(self, work: Path, every: int) -> "Judged":
-        self.log, self.every = work / "judged.jsonl", every
+        """Where to write, and how often."""
+        self.log, self.every, self.pictures = work / "judged.jsonl", every, work / "pictures"
         return self
 
     def start(self, session: Session) -> None:
+        """Also looks at the base."""
         super().start(session)
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        with self.backbone.using(None):
+            self.reference = features(draw(self.backbone, canvas_grid([288])).images)
         self.judges = Judges(canvas_folder("judge-object"), canvas_folder("judge-style"))
         rows = [json.loads(r) for r in self.log.read_text().splitlines()] if self.log.exists() else []
         self.done = {r["step"] for r in rows}
@@ -73,12 +102,15 @@ class Judged(Distiller):
         start = time.perf_counter()
         images = draw(self.backbone, prompts, how=how).images
         row = {"step": step, **accuracy(self.judges, list(images), prompts)}
-        row["seconds"] = round(time.perf_counter() - start, 2)
+        row |= {"apart": apart(features(images), self.reference), "seconds": round(time.perf_counter() - start, 2)}
+        sheet = np.concatenate([np.concatenate([*map(np.asarray, images[k : k + 12])], 1) for k in range(0, 120, 12)])
+        Image.fromarray(sheet).save(self.pictures / f"{step:>06}.png")
         with self.log.open("a") as f:
             f.write(json.dumps(row) + "\n")
         print(row, flush=True)
 
-    def step(self, k: int, rng: Any) -> Any:
+    def step(self, k: int, rng: torch.Generator) -> Mapping[str, float]:
+        """One of the distillation's, then a look now and then."""
         logs = super().step(k, rng)
         last = k + 1 in (self.settings.warmup, self.steps)
         if ((k + 1) % self.every == 0 or last) and k + 1 not in self.done:
@@ -92,6 +124,7 @@ class Watched(SFD):
     """SFD, watched; the same settings, the same result."""
 
     def run(self, backbone: Backbone, task: Task) -> Judged:
+        """What trains it."""
         return Judged(self, backbone, task).watch(WORK, EVERY)
 
 

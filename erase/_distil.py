@@ -174,7 +174,7 @@ class Distiller:
         else:
             texts = flat([s.sentences(c) for c in stay])
             if s.compose:
-                texts += together([c for c in stay if c.kind == "object"], stay, synonyms=s.synonyms)
+                texts += together([c for c in stay if c.kind == "object"], stay, synonyms=not gone)
         texts = list(dict.fromkeys(texts)) or everyday(backbone, gone)
         self.kept = backbone.encode(texts)
         pairs = [p for c in gone for p in zip(s.sentences(c), s.sentences(c, c.anchor), strict=True)]

@@ -17,7 +17,7 @@ CANVAS: Mapping[str, Any] = {
     "train": "all",
     "rank": 12,
     "batch": 8,
-    "contexts": 6,
+    "contexts": 3,
     "compose": True,
     "k1": 4.0,
     "k2": 4.0,

@@ -18,7 +18,9 @@ from erasers.prompts import Concept, InputError
 CANVAS = ("canvas-sd", "canvas-flow")
 FEW = ("sd", "sdxl", "sd3", "flux", "z_image", *CANVAS)
 """A closed form and a trained method meet every family; the others those that differ most."""
-CASES = [(m, f) for m in methods() for f in [*EVERY, *CANVAS] if m in ("uce", "esd") or f in FEW]
+VARIANT = {"sfd_many_step": ("sd", "canvas-sd")}
+"""Methods that share a trainer with another, which meets the rest."""
+CASES = [(m, f) for m in methods() for f in [*EVERY, *CANVAS] if m in ("uce", "esd") or f in VARIANT.get(m, FEW)]
 CASES.remove(("uce", "hidream"))  # refused in one line
 
 

@@ -4,20 +4,22 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
 from families import build
 from PIL import Image
 from torch import nn
 
 from erasers.erase import Diverged, Eraser, Loop, Session, Task, configure, erase, solve
 from erasers.erase import _distil as distil
+from erasers.erase import _files as files
 from erasers.erase._scores import View, fake_score_loss, onward, sid_loss, through
-from erasers.eval import Sampling, draw
-from erasers.pipelines import step_generator
+from erasers.eval import Sampling, draw, sampling
+from erasers.pipelines import _bundled, distilled, load, models, step_generator
 from erasers.prompts import Concept, InputError, Prompt
 
 MOON = Concept("moon", "circle")
@@ -349,13 +351,18 @@ def test_the_warm_up_comes_closer_to_the_teachers_drawings(sd, tmp_path):
 
 
 def test_the_average_is_what_is_kept(sd):
-    """With a decay of nearly one the generator hardly moves; without, it does."""
-    still, free = (
-        erase(MOON, sd, method=("sfd", {**SHORT, "steps": 4, "ema": ema, "dense": True}), preserve=["star"]).payload
-        for ema in (0.9, 0.0)
-    )
-    a, b = (sum(float(c.norm) for c in p.changes.values()) for p in (still, free))
-    assert 0 < a < 0.9 * b
+    """Decay 0.3, reached over the first steps: against the weights after each step, averaged by hand."""
+
+    def after(steps, ema=0.0):
+        factors = erase(MOON, sd, method=("sfd", {**SHORT, "steps": steps, "ema": ema}), preserve=["star"]).payload
+        return torch.cat([b.flatten() for _, b in factors.factors.values()])
+
+    want = torch.zeros_like(after(1))  # B starts at zero
+    for k in range(3):
+        decay = min(0.15, (1 + k) / (10 + k))
+        want = decay * want + (1 - decay) * after(k + 1)
+    torch.testing.assert_close(after(3, 0.15), want, atol=1e-6, rtol=1e-5)
+    assert (want - after(3)).norm() > 1e-2 * want.norm()
 
 
 class TestDivergence:
@@ -374,14 +381,23 @@ class TestDivergence:
         assert not eraser.payload.zero()
 
     def test_and_then_end_the_run(self, sd, monkeypatch, tmp_path):
-        monkeypatch.setattr(distil, "sid_loss", lambda x, *a, **k: (x * float("nan")).flatten(1).sum(1))
+        monkeypatch.setattr(distil, "sid_loss", lambda x, f, p, _: ((x + f + p) * float("nan")).flatten(1).sum(1))
         with pytest.raises(Diverged, match=r"sfd diverged at step 6: the generator's gradient was not finite 6 times"):
             erase(MOON, sd, method=("sfd", {**SHORT, "steps": 9}), loop=Loop(tmp_path / "w", checkpoint_every=1))
 
-    def test_drawings_that_leave_all_bounds(self, sd, tmp_path):
-        wild = {**SHORT, "steps": 60, "lr": 10.0, "train": "all"}
-        with pytest.raises(Diverged, match=r"the drawings' root mean square is .* the last good checkpoint is step"):
-            erase(MOON, sd, method=("sfd", wild), loop=Loop(tmp_path / "w", checkpoint_every=1, divergence=0))
+    @pytest.mark.parametrize("wrong", [1e3, float("nan"), float("inf")])
+    def test_drawings_that_leave_all_bounds(self, sd, wrong, monkeypatch, tmp_path):
+        original, count = distil.Distiller._drawn, [0]
+
+        def wild(self, *args):
+            count[0] += 1
+            return original(self, *args) * (wrong if count[0] == 3 else 1.0)
+
+        monkeypatch.setattr(distil.Distiller, "_drawn", wild)
+        with pytest.raises(
+            Diverged, match=r"at step 3: the drawings' root mean square .* last good checkpoint is step 2"
+        ):
+            erase(MOON, sd, method=("sfd", SHORT), loop=Loop(tmp_path / "w", checkpoint_every=1))
 
 
 @pytest.mark.parametrize(
@@ -446,9 +462,7 @@ for k, image in enumerate(images):
 """
 
 
-@pytest.mark.parametrize(
-    ("family", "steps"), [("sd", 1), ("sd", 2), ("sd2", 1), ("sdxl", 1), ("sd3", 1)], ids=lambda x: str(x)
-)
+@pytest.mark.parametrize(("family", "steps"), [("sd", 1), ("sdxl", 2), ("sd3", 1)], ids=str)
 def test_plain_diffusers_draws_the_same_pixels(family, steps, tmp_path):
     """In a process where this package cannot be imported, by the card's own lines."""
     backbone = build(family)
@@ -475,20 +489,23 @@ def test_plain_diffusers_draws_the_same_pixels(family, steps, tmp_path):
     )
 
 
-def test_what_is_trained_is_what_is_drawn(sd):
-    """The generator's own pass and the stock pipeline's drawing are the same latents, in one step and in two."""
-    for steps in (1, 2):
-        tool = configure("sfd", "sd", {**SHORT, "draw_steps": steps})
-        trainer = tool.run(sd, Task((MOON,), (Concept("star"),), 0))
-        trainer.start(Session(sd, Loop()))
-        z = torch.randn(1, *sd.latent_shape, generator=torch.Generator().manual_seed(5))
-        with torch.no_grad(), trainer.showing():
-            mine = trainer._drawn(sd.encode(["a moon"]), z, trainer._times)
-            theirs = sd.pipe(
-                "a moon", num_inference_steps=steps, guidance_scale=1.0, latents=z, output_type="latent"
-            ).images
-        trainer.close()
-        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_is_trained_is_what_is_drawn(small, steps):
+    """The generator's own pass and the stock pipeline's drawing are the same latents."""
+    if (small.family, steps) == ("sd3", 2):
+        pytest.skip("the stock call's second time for two steps is near zero")
+    trainer = configure("sfd", "sd", {**SHORT, "draw_steps": steps}).run(small, Task((MOON,), (Concept("star"),), 0))
+    trainer.start(Session(small, Loop()))
+    with torch.no_grad():
+        for pair in trainer.generator._pairs.values():
+            pair[1].normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(1, *small.latent_shape, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad(), trainer.showing():
+        mine = trainer._drawn(small.encode(["a moon"]), z, trainer._times)
+        how = {"num_inference_steps": steps, "guidance_scale": 1.0, "latents": z, "output_type": "latent"}
+        theirs = small.pipe("a moon", **how).images
+    trainer.close()
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_attached_it_brings_its_scheduler_and_says_what_to_ask_for(sd):
@@ -557,7 +574,8 @@ def test_validation_draws_as_the_eraser_will(sd, tmp_path):
     image = draw(sd, [Prompt("a moon", 0)], [eraser]).images[0]
     sheet = np.asarray(Image.open(tmp_path / "w/validation/step-000003.png"))
     h, w = np.asarray(image).shape[:2]
-    assert np.abs(sheet[2 : 2 + h, 2 : 2 + w].astype(int) - np.asarray(image)).max() <= 1
+    assert sheet.shape[:2] == (h, w)
+    assert np.abs(sheet.astype(int) - np.asarray(image)).max() <= 1
     assert sd.pipe.scheduler.config.steps_offset == 1, "the pipeline's own scheduler is back"
 
 
@@ -577,3 +595,70 @@ def test_the_many_step_variant_has_a_name_of_its_own(sd, tmp_path):
     assert (eraser.recipe.method, eraser.recipe.drawing) == ("sfd_many_step", {})
     assert not (folder / "scheduler").exists()
     assert draw(sd, [Prompt("a moon")], [eraser], how=Sampling(steps=3)).manifest["sampling"]["steps"] == 3
+
+
+# ---------------------------------------------------------------- the generator that comes with the package
+
+
+@pytest.fixture
+def onestep(monkeypatch, tmp_path):
+    """A bundled generator of few numbers, as bench/canvas_onestep.py writes it."""
+    base = load("canvas-sd")
+    g = torch.Generator().manual_seed(0)
+    factors = {
+        n: (0.1 * torch.randn(2, m.in_features, generator=g), 0.1 * torch.randn(m.out_features, 2, generator=g))
+        for n, m in base.modules("cross").items()
+    }
+    drawing = base.few(1, 625)
+    files.write_tensors(tmp_path / files.LORA_FILE, {k: v.half() for k, v in files.peft_keys(factors).items()}, {})
+    files.write_scheduler(tmp_path, drawing.scheduler)
+    note = {"world": "canvas", "base": "canvas-sd", "drawing": asdict(drawing)}
+    (tmp_path / "canvas.json").write_text(json.dumps(note))
+    monkeypatch.setitem(_bundled.BUNDLED, "canvas-sd-onestep", _bundled.Bundled(tmp_path, "", "canvas-sd"))
+    return tmp_path
+
+
+def test_a_bundled_generator_loads_by_name_and_by_plain_diffusers(onestep):
+    backbone = load("canvas-sd-onestep")
+    assert (backbone.world, backbone.drawing.times) == ("canvas", (625,))
+    how = sampling(backbone)
+    assert (how.steps, how.guidance, how.sampler) == (1, 1.0, None)
+    ours = draw(backbone, [Prompt("a moon", 3)]).images[0]
+    plain = StableDiffusionPipeline.from_pretrained(_bundled.BUNDLED["canvas-sd"].folder)
+    plain.load_lora_weights(onestep)
+    plain.scheduler = DDIMScheduler.from_pretrained(onestep, subfolder="scheduler")
+    call = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    theirs = plain("a moon", generator=torch.Generator("cpu").manual_seed(3), **call).images[0]
+    # the LoRA is in the weights here and beside them there: rounding differs
+    assert np.abs(np.asarray(ours).astype(int) - np.asarray(theirs)).max() <= 1
+    plain.unload_lora_weights()
+    without = plain("a moon", generator=torch.Generator("cpu").manual_seed(3), **call).images[0]
+    assert np.abs(np.asarray(ours).astype(int) - np.asarray(without)).max() > 5
+
+
+def test_erasing_from_a_bundled_generator(onestep):
+    """A closed form does; what needs a trajectory says what to do."""
+    backbone = load("canvas-sd-onestep")
+    with erase("moon", backbone).attached(backbone):
+        backbone.draw(["a moon"], [0], steps=1, guidance=1.0)
+    with pytest.raises(InputError, match="canvas-sd-onestep draws in a few steps and has no longer trajectory"):
+        erase("moon", backbone, method=("esd", {"steps": 1, "pool": 2}))
+
+
+def test_on_canvas_it_starts_from_the_bundled_generator(onestep):
+    begun = files.from_peft_keys(files.read_tensors(onestep / files.LORA_FILE)[0], "it")
+    still = {"steps": 1, "batch": 1, "lr": 1e-12, "lr_fake": 1e-12, "k1": 1.0, "k2": 1.0, "k4": 1.0, "contexts": 1}
+    for start, scale in ((None, 1.0), ("base", 0.0)):
+        settings = {**still, "start": start, "compose": False}
+        factors = erase("moon", load("canvas-sd"), method=("sfd", settings), preserve=["star"]).payload.factors
+        for name, (a, b) in begun.items():
+            x, y = factors[name]
+            torch.testing.assert_close(y @ x, scale * (b.float() @ a.float()), atol=1e-6, rtol=1e-5)
+
+
+def test_a_generator_that_is_not_there_says_how_to_make_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(_bundled.BUNDLED, "canvas-sd-onestep", _bundled.Bundled(tmp_path, "", "canvas-sd"))
+    with pytest.raises(InputError, match=r"is missing: make it with `python bench/canvas_onestep\.py`"):
+        load("canvas-sd-onestep")
+    assert "canvas-sd-onestep" not in [m.id for m in models()]
+    assert distilled("canvas-sd") is None
