@@ -60,10 +60,14 @@ def features(images: Sequence[Image.Image]) -> Tensor:
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """Kernel distance of two sets of features, [N, D] and [M, D]: unbiased, cubic kernel (arXiv 1801.01401), x 1000."""
-    aa, bb, ab = ((1 + x @ y.T / x.shape[1]) ** 3 for x, y in ((a, a), (b, b), (a, b)))
-    own = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (aa, bb)]
-    return round(1000 * float(own[0] + own[1] - 2 * ab.mean()), 3)
+    """Kernel distance of features of the same prompts, both [N, D]: cubic kernel (arXiv 1801.01401), x 1000.
+    Images of one prompt are not compared with each other, neither within a set (which makes it unbiased) nor across.
+    """
+    means = []
+    for x, y in ((a, a), (b, b), (a, b)):
+        kernel = (1 + x @ y.T / x.shape[1]) ** 3
+        means.append((kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1)))
+    return round(1000 * float(means[0] + means[1] - 2 * means[2]), 3)
 
 
 def accuracy(seen: Judges, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> dict[str, float]:

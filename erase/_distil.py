@@ -420,8 +420,10 @@ class ScoreKeeper(Distiller):
         super().__init__(settings, backbone, task)
         self.drawing = None
 
-    def showing(self) -> AbstractContextManager[None]:
-        return self.fake.on()
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        with self.fake.on():
+            yield
 
     def payload(self) -> Factors | Delta:
         return self.fake.payload()
@@ -467,8 +469,10 @@ class Batch:
             cond, taught = cond + trainer.concept[mine], taught + trainer.anchor[mine]
         table = trainer.null + cond
         learnt = table[torch.where(draws["dropped"][index], 0, torch.arange(1, len(index) + 1))]
-        names = ("z", "fake t", "fake eps", "generator t", "generator eps")
-        return cls(cond, learnt, taught, *(draws[k][index].to(device) for k in names), len(rows), n)
+        z, fake_t, fake_eps, generator_t, generator_eps = (
+            draws[k][index].to(device) for k in ("z", "fake t", "fake eps", "generator t", "generator eps")
+        )
+        return cls(cond, learnt, taught, z, fake_t, fake_eps, generator_t, generator_eps, len(rows), n)
 
     def weight(self, retain: float, forget: float) -> Tensor:
         """Each row's share of a loss, [B]: the mean over retained prompts times their weight, plus the concepts'."""

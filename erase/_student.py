@@ -127,7 +127,7 @@ class Student:
             for name, (a, b) in factors.items():
                 if self._dense:
                     p = self.parameters[f"{name}.weight"]
-                    p += (b.float().flatten(1) @ a.float().flatten(1)).view_as(p).to(p.device)
+                    p.add_((b.float().flatten(1) @ a.float().flatten(1)).view_as(p).to(p.device))
                 else:
                     mine, r = self._pairs[name], len(a)
                     mine[0][:r], mine[1][:, :r] = a.to(mine[0]), b.to(mine[1])

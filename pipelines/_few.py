@@ -104,7 +104,7 @@ def scheduler_of(drawing: Drawing) -> SchedulerMixin:
             raise InputError(message)
         return kind.set_timesteps(self, num_inference_steps, *args, **kwargs)
 
-    guarded = type(kind.__name__, (kind,), {"set_timesteps": checked, "__module__": kind.__module__})
+    guarded: Any = type(kind.__name__, (kind,), {"set_timesteps": checked, "__module__": kind.__module__})
     return guarded.from_config(dict(drawing.scheduler))
 
 
