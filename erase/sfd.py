@@ -25,7 +25,7 @@ CANVAS: Mapping[str, Any] = {
     "steps": 200,
     "lr": 2e-4,
     "lr_fake": 5e-4,
-    "clip": 0.0,
+    "clip": 300.0,
     "sampler_steps": 12,
 }
 """What SFD and its variant share in their presets for the Canvas pipelines."""
