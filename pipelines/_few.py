@@ -100,7 +100,9 @@ def scheduler_of(drawing: Drawing) -> SchedulerMixin:
 
     @wraps(kind.set_timesteps)
     def checked(self: Any, num_inference_steps: int | None = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if num_inference_steps not in (None, drawing.steps) and not UNGUARDED.get():
+        listed = next((v for k in ("sigmas", "timesteps") if (v := kwargs.get(k)) is not None), None)
+        asked = num_inference_steps if listed is None else len(listed)  # Flux' pipelines list the noise levels
+        if asked not in (None, drawing.steps) and not UNGUARDED.get():
             raise InputError(message)
         return kind.set_timesteps(self, num_inference_steps, *args, **kwargs)
 

@@ -530,6 +530,14 @@ def test_attached_it_brings_its_scheduler_and_says_what_to_ask_for(sd):
     assert sd.pipe.scheduler is mine, "the user's own choice stays"
 
 
+def test_pipelines_that_list_noise_levels_are_told_too():
+    backbone = build("flux")
+    with erase(MOON, backbone, method=("sfd", {**SHORT, "steps": 1})).attached(backbone):
+        assert len(backbone.draw(["a moon"], [0], steps=1, guidance=1.0)) == 1
+        with pytest.raises(InputError, match="draws in 1 step now"):
+            backbone.draw(["a moon"], [0], steps=2, guidance=1.0)
+
+
 def test_a_scheduler_that_is_none_is_refused(sd, tmp_path):
     folder = erase(MOON, sd, method=("sfd", SHORT)).save_pretrained(tmp_path / "e")
     record = json.loads((folder / "eraser_config.json").read_text())
