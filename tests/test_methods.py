@@ -103,6 +103,7 @@ def test_half_precision_bases(method, family, dtype, tmp_path):
     short = {"steps": 4, "batch": 2, "sampler_steps": 2, "lr": 0.3}
     short |= {"pool": 2} if method == "esd" else {"images": 2}
     short |= {"dense": False} if method == "salun" else {}
+    short |= {"steps": 2, "lr": 0.05, "lr_fake": 0.05} if method.startswith("sfd") else {}
     eraser = erase("moon", backbone, method=(method, strong.get(method, short)))
     eraser.save_pretrained(tmp_path / "e", verify=backbone)
     x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
