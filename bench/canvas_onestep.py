@@ -47,6 +47,7 @@ SETTINGS: dict[str, Any] = {
     "steps": 800,
     "lr": 2e-4,
     "lr_fake": 6e-4,
+    "decay": False,
     "ema": 0.99,
 }
 

@@ -16,16 +16,18 @@ from ._method import Task
 CANVAS: Mapping[str, Any] = {
     "train": "all",
     "rank": 12,
-    "batch": 8,
+    "batch": 4,
     "contexts": 3,
     "compose": True,
     "k1": 4.0,
     "k2": 4.0,
     "k4": 4.0,
-    "steps": 200,
-    "lr": 2e-4,
-    "lr_fake": 5e-4,
+    "steps": 240,
+    "lr": 7e-4,
+    "lr_fake": 2e-3,
+    "decay": True,
     "clip": 300.0,
+    "ema": 0.9,
     "sampler_steps": 12,
 }
 """What SFD and its variant share in their presets for the Canvas pipelines."""
