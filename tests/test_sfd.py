@@ -296,6 +296,17 @@ def test_parts_of_a_batch_come_to_the_same(sd):
             assert (a - b).abs().mean() < 2e-4
 
 
+def test_bfloat16_autocast(sd):
+    """Nearly the same step: signs of the smallest gradients apart."""
+    settings = {**SHORT, "steps": 1, "k1": 2.0, "k2": 2.0, "k4": 2.0}
+    moves = []
+    for precision in ("no", "bf16"):
+        loop = Loop(checkpoint_every=0, mixed_precision=precision)
+        factors = erase(MOON, sd, method=("sfd", settings), preserve=["star"], loop=loop).payload.factors
+        moves.append(torch.cat([b.flatten() for _, b in factors.values()]))
+    assert (moves[0].sign() == moves[1].sign()).float().mean() > 0.9
+
+
 # ---------------------------------------------------------------- runs
 
 
