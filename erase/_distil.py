@@ -120,6 +120,11 @@ class Distiller:
     """A `Trainer` of two students: the generator and the fake score."""
 
     def __init__(self, settings: Distil, backbone: Backbone, task: Task) -> None:
+        if backbone.drawing is not None:
+            raise InputError(
+                f"{backbone.name} draws in a few steps and has no scores to teach: erase from the model it was distilled "
+                "from; --start names the generator to begin with"
+            )
         self.settings, self.backbone, self.task = settings, backbone, task
         self.steps = settings.warmup + settings.steps
         self.drawing: Drawing | None = backbone.few(settings.draw_steps, settings.t_init)

@@ -70,6 +70,6 @@ class SFD(Distil):
         """What trains the generator.
 
         Raises:
-            InputError: the model has no times for so many steps from t-init.
+            InputError: the model draws in a few steps already, or has no times for so many from t-init.
         """
         return Distiller(self, backbone, task)

@@ -26,6 +26,6 @@ class ManyStep(Distil):
         """What trains it.
 
         Raises:
-            InputError: the model has no times for so many steps from t-init.
+            InputError: the model draws in a few steps already, or has no times for so many from t-init.
         """
         return ScoreKeeper(self, backbone, task)

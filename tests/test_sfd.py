@@ -663,6 +663,8 @@ def test_erasing_from_a_bundled_generator(onestep):
         backbone.draw(["a moon"], [0], steps=1, guidance=1.0)
     with pytest.raises(InputError, match="canvas-sd-onestep draws in a few steps and has no longer trajectory"):
         erase("moon", backbone, method=("esd", {"steps": 1, "pool": 2}))
+    with pytest.raises(InputError, match="has no scores to teach: erase from the model it was distilled from"):
+        erase("moon", backbone, method=("sfd", {"steps": 1}))
 
 
 def test_on_canvas_it_starts_from_the_bundled_generator(onestep):
