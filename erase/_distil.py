@@ -122,8 +122,8 @@ class Distiller:
     def __init__(self, settings: Distil, backbone: Backbone, task: Task) -> None:
         if backbone.drawing is not None:
             raise InputError(
-                f"{backbone.name} draws in a few steps and has no scores to teach: erase from the model it was distilled "
-                "from; --start names the generator to begin with"
+                f"{backbone.name} draws in a few steps and has no scores to teach: erase from the model it was "
+                "distilled from; --start names the generator to begin with"
             )
         self.settings, self.backbone, self.task = settings, backbone, task
         self.steps = settings.warmup + settings.steps
