@@ -298,7 +298,7 @@ def test_parts_of_a_batch_come_to_the_same(sd):
 
 @pytest.mark.parametrize(("method", "share"), [("sfd_many_step", 0.85), ("sfd", 0.65)])
 def test_bfloat16_autocast(sd, method, share):
-    """The same step but for signs of gradients that rounding decides; the generator's is a small difference at first."""
+    """The same step but for signs that rounding decides; the generator's gradient is a small difference at first."""
     settings = {**SHORT, "steps": 1, "k1": 2.0, "k2": 2.0, "k4": 2.0}
     moves = []
     for precision in ("no", "bf16"):
