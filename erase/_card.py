@@ -115,8 +115,30 @@ COMFY_FAMILIES = ("sd3", "flux", "flux-cfg", "aura-flow", "hidream", "qwen-image
 """Whose PEFT keys ComfyUI reads as they are."""
 
 
+FEW = """
+
+**It draws in {steps} step{s}**, with the scheduler in this folder and without guidance:
+
+```python
+from diffusers import {scheduler}
+
+pipe.scheduler = {scheduler}.from_pretrained("this-folder", subfolder="scheduler")
+image = pipe(prompt, num_inference_steps={steps}, guidance_scale={guidance:g}).images[0]
+```
+
+With more steps, or another scheduler, it draws nothing of use. Attached with `erasers` it brings its scheduler."""
+
+
 def _plain(recipe: Recipe) -> str:
-    """How to load it without this package."""
+    """How to load it without this package, and to draw with it where that is special."""
+    how = recipe.drawing
+    if not how:
+        return _loading(recipe)
+    kind, s = how["scheduler"]["_class_name"], "s" * (how["steps"] > 1)
+    return _loading(recipe) + FEW.format(steps=how["steps"], guidance=how["guidance"], scheduler=kind, s=s)
+
+
+def _loading(recipe: Recipe) -> str:
     component = recipe.base["component"]
     if recipe.kind == "delta":
         return DELTA.replace("{base}", recipe.base["id"]).replace("{component}", component)

@@ -103,8 +103,8 @@ def same_seed_same_bytes(
     one, two = (_make(method, backbone, given) for _ in range(2))
     a, b = (e.save_pretrained(folder / n) for e, n in ((one, "a"), (two, "b")))
     for file in sorted(p for p in a.rglob("*") if p.is_file()):
-        same = file.read_bytes() == (b / file.relative_to(a)).read_bytes()
-        assert same, f"{method}: {file.name} differs from run to run"
+        again = b / file.relative_to(a)
+        assert file.read_bytes() == again.read_bytes(), f"{method}: {file.name} differs from run to run"
     want = settings_of(configure(method, backbone.preset, _settings(method, backbone, given)))
     assert one.recipe.settings == want, f"{method}: the record's settings are {one.recipe.settings}, used {want}"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..pipelines import Backbone, check_unfused, components, fingerprint
+from ..pipelines import Backbone, Drawing, check_unfused, components, fingerprint
 from ..prompts import WORLDS, Concept, InputError, World, canvas
 from ._delta import Delta
 from ._eraser import Eraser
@@ -83,13 +83,19 @@ def default_preserve(concepts: Sequence[Concept], backbone: Backbone) -> tuple[C
 
 def solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None = None) -> Factors | Delta | Hyper:
     """What a method comes to: its closed form, or what its trainer has learnt at the end of the loop."""
-    return _solve(tool, backbone, task, loop)[0]
+    return _solve(tool, backbone, task=task, loop=loop).result
 
 
-def _solve(
-    tool: Method, backbone: Backbone, task: Task, loop: Loop | None
-) -> tuple[Factors | Delta | Hyper, dict[str, str]]:
-    """The solution, and in which precision it was trained (nothing for a closed form)."""
+@dataclass(frozen=True)
+class _Solution:
+    """What came out, in which precision it was trained (nothing for a closed form), and how a generator draws."""
+
+    result: Factors | Delta | Hyper
+    training: dict[str, str] = field(default_factory=dict)
+    drawing: Drawing | None = None
+
+
+def _solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None) -> _Solution:
     for part in components(backbone.pipe):
         check_unfused(part, "cannot erase")  # PEFT would take it out of the weights when adapters are switched off
     with backbone.using(None):  # a closed form reads the weights, and the user's adapters are no part of them
@@ -98,7 +104,7 @@ def _solve(
     if not isinstance(result, Trainer):
         if loop is not None:
             _refuse_loop(tool, loop)
-        return result, {}
+        return _Solution(result)
     loop = loop or Loop(checkpoint_every=0)
     if loop.validate_every and not loop.validate:
         loop = replace(loop, validate=tuple(c.name for c in (*task.concepts, *task.preserve[:2])))
@@ -115,7 +121,8 @@ def _solve(
         "base": hashlib.sha256(json.dumps(base).encode()).hexdigest()[:16],
         "precision": training,
     }
-    return train(result, backbone, loop=loop, identity=identity, seed=task.seed), training
+    learnt = train(result, backbone, loop=loop, identity=identity, seed=task.seed)
+    return _Solution(learnt, training, result.drawing)
 
 
 def _refuse_loop(tool: Method, loop: Loop) -> None:
@@ -166,7 +173,8 @@ def erase(
         tool: Method = configure(name, backbone.preset, settings)
     else:
         tool = method
-    result, training = _solve(tool, backbone, Task(wanted, kept, seed), loop)
+    solved = _solve(tool, backbone, task=Task(wanted, kept, seed), loop=loop)
+    result = solved.result
     payload: Payload = (
         result if isinstance(result, (Delta, Hyper)) else Lora({n: (a.cpu(), b.cpu()) for n, (a, b) in result.items()})
     )
@@ -190,7 +198,8 @@ def erase(
         preserve=[c.name for c in kept],
         targets=sorted(payload.shapes),
         kind=payload.kind,
-        training=training,
+        training=solved.training,
         versions=library_versions(),
+        drawing={} if solved.drawing is None else json.loads(json.dumps(asdict(solved.drawing))),
     )
     return Eraser(recipe, payload)

@@ -16,7 +16,19 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from ..pipelines import Backbone, activate, components, distance, fingerprint, overlay, watch, wrap, writers
+from ..pipelines import (
+    Backbone,
+    Drawing,
+    activate,
+    components,
+    distance,
+    draw_in,
+    fingerprint,
+    overlay,
+    watch,
+    wrap,
+    writers,
+)
 from ..prompts import InputError
 from . import _files as files
 from ._card import card
@@ -70,7 +82,8 @@ class Eraser:
         self, folder: str | os.PathLike[str], *, force: bool = False, verify: Backbone | None = None
     ) -> Path:
         """Write the folder: the weights (a LoRA for diffusers and a kohya file, a delta, or a hypernetwork with the
-        `pipeline.py` that runs it without this package), record and model card. All or nothing.
+        `pipeline.py` that runs it without this package), record and model card; of a generator of few steps its
+        scheduler too. All or nothing.
 
         With `verify`, the written file is loaded back before it takes its place (a LoRA by diffusers' own loader):
         every tensor must find its module and the network's output must change (unless the update is zero).
@@ -92,6 +105,8 @@ class Eraser:
         self.payload.write(folder, self.recipe.header())
         files.write_text(folder / files.CONFIG_FILE, json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False))
         files.write_text(folder / "README.md", card(self.recipe))
+        if self.recipe.drawing:
+            files.write_scheduler(folder, self.recipe.drawing["scheduler"])
 
     def export(
         self,
@@ -221,7 +236,8 @@ class Eraser:
         force: bool = False,
     ) -> Attached:
         """Switch the eraser on in a pipeline (or backbone). Adapters that were on stay on. When loading another LoRA
-        switches it off later, the next image says so with a `UserWarning`.
+        switches it off later, the next image says so with a `UserWarning`. One that draws in few steps gives the
+        pipeline its scheduler for as long, and a call with other steps says which to ask for.
 
         Args:
             pipe: a diffusers pipeline or a `Backbone`.
@@ -248,6 +264,8 @@ class Eraser:
                 f"{label!r} among the names"
             )
             undo.append(watch(backbone.pipe, label, backbone.denoiser, message).remove)
+        if drawing := self.drawing:
+            undo.append(draw_in(backbone.pipe, drawing))
         return Attached(backbone.pipe, label, lambda: self.payload.acting(backbone, label), tuple(undo))
 
     @contextmanager
@@ -260,7 +278,8 @@ class Eraser:
             handle.detach()
 
     def bake(self, pipe: Any, scale: float | None = None, *, force: bool = False) -> None:  # noqa: ANN401
-        """Write the update into the base weights for good. LoRA adapters stay as they are.
+        """Write the update into the base weights for good (and the scheduler of few steps into the pipeline). LoRA
+        adapters stay as they are.
 
         Raises:
             InputError: see `attach`; or a delta is attached, whose removal would undo the baking.
@@ -269,6 +288,8 @@ class Eraser:
         self.check_base(backbone, force=force)
         check_bare(backbone, "bake", loras=True)
         self.payload.bake(backbone, self.recipe.scale if scale is None else scale)
+        if self.drawing:
+            draw_in(backbone.pipe, self.drawing)
 
     def check_base(self, backbone: Backbone, *, force: bool = False) -> None:
         """Refuse a base model that the eraser was not made for.
@@ -302,6 +323,11 @@ class Eraser:
                 f"{made_for}; the weights of {backbone.name!r} differ by {away:.1%}: "
                 "use that base (in Python, force=True tries it on a relative of it)"
             )
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """How it draws, if it is a generator of few steps."""
+        return Drawing.from_json(self.recipe.drawing) if self.recipe.drawing else None
 
     @property
     def adapter_name(self) -> str:

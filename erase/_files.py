@@ -139,6 +139,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path} is no whole safetensors file ({error}): download or write it again") from error
 
 
+def write_scheduler(folder: Path, config: Mapping[str, Any]) -> None:
+    """A scheduler's config where diffusers looks for it: `from_pretrained(folder, subfolder="scheduler")`."""
+    (folder / "scheduler").mkdir(exist_ok=True)
+    write_text(folder / "scheduler" / "scheduler_config.json", json.dumps(config, indent=2, sort_keys=True))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,8 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, Condition
-from ..prompts import BOTH, CONTEXTS, Concept, InputError, fill, unknown
+from ..pipelines import Backbone, Condition, Drawing
+from ..prompts import BOTH, CONTEXTS, EVERYDAY, Concept, InputError, fill, unknown
 from ._delta import Delta
 from ._lora import Factors
 from ._masked import MaskedStudent
@@ -81,6 +82,8 @@ class Finetune:
 
 class Finetuner:
     """A `Trainer` of one student by one Adam. A method says what to encode, what to draw and what the loss is."""
+
+    drawing: Drawing | None = None
 
     def __init__(self, settings: Finetune, backbone: Backbone, task: Task) -> None:
         self.settings, self.backbone, self.task, self.steps = settings, backbone, task, settings.steps
@@ -203,6 +206,19 @@ def relabelled(concepts: Sequence[Concept], others: Sequence[Concept], *, synony
         alone = fill(CONTEXTS[other.kind][1], x=other.name)
         out.append((fill(template, **old), fill(template, **new) if concept.anchor else alone))
     return out
+
+
+def unnamed(texts: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
+    """The texts that name none of the concepts."""
+    names = "|".join(re.escape(n) for c in concepts for n in c.names)
+    return [t for t in texts if not names or not re.search(rf"\b({names})\b", t, re.IGNORECASE)]
+
+
+def everyday(backbone: Backbone, concepts: Sequence[Concept]) -> list[str]:
+    """What to stay with where nothing is named: everyday prompts without the concepts' names; on a Canvas pipeline,
+    which knows no such things, what the empty prompt gives.
+    """
+    return [""] if backbone.world else unnamed(EVERYDAY, concepts)
 
 
 def flat(parts: Sequence[Sequence[str]]) -> list[str]:

@@ -73,6 +73,7 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     recipe = Recipe.from_header(header, str(file))
     out |= {"made from a": recipe.derived} if recipe.derived else {}
     out |= {"scores": recipe.scores} if recipe.scores else {}
+    out |= {"draws": {k: recipe.drawing[k] for k in ("steps", "times", "guidance")}} if recipe.drawing else {}
     return {
         "path": out.pop("path"),
         "concepts": recipe.names,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ..pipelines import Drawing
 from ..prompts import Concept, InputError
 from . import _files as files
 
@@ -31,6 +32,7 @@ class Recipe:
         kind: "lora", "delta" or "hyper".
         training: precision of the base and of the training; empty for a closed form.
         versions: libraries used.
+        drawing: of a generator of few steps, how it draws: scheduler, steps, times and guidance; else empty.
         derived: of an eraser made from another, how: its kind, and what of it is held; else empty.
         scores: what was measured of it: by evaluator, and under "settings" on what; empty before it was scored.
         schema: version of this record.
@@ -48,6 +50,7 @@ class Recipe:
     kind: str = "lora"
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    drawing: dict[str, Any] = field(default_factory=dict)
     derived: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -68,6 +71,7 @@ class Recipe:
             recipe = cls(**{k: v for k, v in value.items() if k in cls.__dataclass_fields__})
             _ = recipe.base["id"], [float(w) for w in recipe.base["fingerprint"]["weights"]]
             _ = [Concept.from_json(c) for c in recipe.concepts]
+            _ = Drawing.from_json(recipe.drawing) if recipe.drawing else None
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(f"{origin} is no eraser's record ({type(error).__name__}: {error})") from error
         return recipe

@@ -4,7 +4,6 @@ usual. SalUn is this under a mask.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..pipelines import Backbone
-from ..prompts import EVERYDAY, InputError, unknown
-from ._finetune import Finetuner, flat, pick, relabelled, together
+from ..prompts import InputError, unknown
+from ._finetune import Finetuner, everyday, flat, pick, relabelled, together
 from ._images import OnImages, drawn
 from ._pictures import Picture, of_concept, read, retained, some
 from ._saliency import digest
@@ -109,19 +108,10 @@ class Relabeller(Finetuner):
             self.pictures = some(retained(Path(s.retain_images), concepts), s.images, self.task.seed)
             kept = [p.prompt for p in self.pictures]
         if s.alpha and not kept:
-            kept = self._everyday()
+            kept = everyday(self.backbone, concepts)
         self.words = [words, kept]
         self.forget, self.anchor = (self.backbone.encode(list(side)) for side in zip(*words, strict=True))
         self.kept = self.backbone.encode(kept) if s.alpha else None
-
-    def _everyday(self) -> list[str]:
-        """What to stay with where nothing is named: everyday prompts without the concepts' names; on a Canvas pipeline,
-        which knows no such things, what the empty prompt gives.
-        """
-        if self.backbone.world:
-            return [""]
-        names = [re.escape(n) for c in self.task.concepts for n in c.names]
-        return [text for text in EVERYDAY if not re.search(rf"\b({'|'.join(names)})\b", text, re.IGNORECASE)]
 
     def setup(self, rng: torch.Generator) -> None:
         s, backbone = self.settings, self.backbone

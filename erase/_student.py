@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Student:
     """Trainable weights over a frozen network: low-rank factors, or (rank 0) the weights themselves.
 
     Building one freezes the network; `close` takes the student out and gives every parameter its `requires_grad` back.
+    Several live on one network under labels of their own; close the last one first.
 
     Args:
         backbone: the network.
@@ -29,6 +30,7 @@ class Student:
         rank: of the factors; 0 trains the weights themselves, convolutions, norms and biases included.
         generator: of the first values: A uniform as PEFT draws it, B zero, so that the student starts as the teacher.
         only: of the group's Linears, those that get factors; all by default.
+        label: its name among the network's adapters and covers.
 
     Raises:
         InputError: nothing to train in that group, dense training in half precision, or a LoRA fused into the network.
@@ -42,9 +44,10 @@ class Student:
         rank: int,
         generator: torch.Generator,
         only: Sequence[str] | None = None,
+        label: str = LABEL,
     ) -> None:
-        self.backbone, self._dense, self._only = backbone, rank == 0, only
-        self._flags = [(p, p.requires_grad) for p in backbone.denoiser.parameters()]
+        self.backbone, self.label, self._dense, self._only = backbone, label, rank == 0, only
+        self._flags = [(p, p.requires_grad) for p in backbone.parameters("all").values()]
         if self._dense and backbone.dtype != torch.float32:
             raise InputError(
                 f"dense training needs float32 weights, got {backbone.dtype}: load with --dtype float32 (and train "
@@ -67,12 +70,12 @@ class Student:
             self.parameters: dict[str, nn.Parameter] = backbone.parameters(group)
             with backbone.using(None):  # another delta may be attached
                 values = {n: p.data.clone() for n, p in self.parameters.items()}
-            backbone.cover(values, LABEL)
+            backbone.cover(values, self.label)
         else:
             layers = backbone.modules(group)
             factors = {n: _first(layers[n], rank, generator) for n in (layers if self._only is None else self._only)}
-            self._before = plug(backbone.pipe, files.peft_keys(factors), LABEL)
-            self._pairs = low_rank(backbone.pipe, LABEL)
+            self._before = plug(backbone.pipe, files.peft_keys(factors), self.label)
+            self._pairs = low_rank(backbone.pipe, self.label)
             self.parameters = {
                 f"{n}.{s}": p for n, pair in self._pairs.items() for s, p in zip("AB", pair, strict=True)
             }
@@ -87,11 +90,47 @@ class Student:
 
     def on(self) -> AbstractContextManager[None]:
         """Inside, the student acts, and no other adapter."""
-        return self.backbone.using(LABEL)
+        return self.backbone.using(self.label)
 
     def teacher(self) -> AbstractContextManager[None]:
-        """Inside, the untouched base acts. Never call backward in here."""
+        """Inside, the untouched base acts. Never call the student's backward in here."""
         return self.backbone.using(None)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, none of its weights takes part in gradients."""
+        flags = [(p, p.requires_grad) for p in self.parameters.values()]
+        for p, _ in flags:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p, flag in flags:
+                p.requires_grad_(flag)
+
+    @torch.no_grad()
+    def begin(self, factors: Factors) -> None:
+        """Start from an update that was learnt already.
+
+        Raises:
+            InputError: it changes something that does not learn here, or is of a larger rank.
+        """
+        held = {n.removesuffix(".weight"): p for n, p in self.parameters.items()} if self._dense else self._pairs
+        for name, (a, _) in factors.items():
+            fits = name in held and (self._dense or len(a) <= len(self._pairs[name][0]))
+            if not fits:
+                raise InputError(
+                    f"start: {name} (rank {len(a)}) does not learn here: choose a larger --train or --rank, or another "
+                    "start"
+                )
+        with self.on():
+            for name, (a, b) in factors.items():
+                if self._dense:
+                    p = self.parameters[f"{name}.weight"]
+                    p.add_((b.float().flatten(1) @ a.float().flatten(1)).view_as(p).to(p.device))
+                else:
+                    mine, r = self._pairs[name], len(a)
+                    mine[0][:r], mine[1][:, :r] = a.to(mine[0]), b.to(mine[1])
 
     def state(self) -> dict[str, Tensor]:
         """The student's weights."""
@@ -109,7 +148,7 @@ class Student:
         if self._dense:
             over = overlay(self.backbone.denoiser)
             assert over is not None
-            return Delta({n: Change.between(over.base[n], v) for n, v in over.covers[LABEL].items()})
+            return Delta({n: Change.between(over.base[n], v) for n, v in over.covers[self.label].items()})
         return {n: (a.detach().cpu().clone(), b.detach().cpu().clone()) for n, (a, b) in self._pairs.items()}
 
     def close(self) -> None:
@@ -117,9 +156,9 @@ class Student:
         if self._dense:
             for p in self.parameters.values():
                 p.grad = None
-            self.backbone.uncover(LABEL)
+            self.backbone.uncover(self.label)
         else:
-            unplug(self.backbone.pipe, LABEL, self._before)
+            unplug(self.backbone.pipe, self.label, self._before)
         self._restore_flags()
 
 

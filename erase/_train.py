@@ -27,7 +27,7 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from ..pipelines import Backbone, step_generator
+from ..pipelines import Backbone, Drawing, step_generator
 from ..prompts import InputError, unknown
 from . import _files as files
 from ._delta import Delta
@@ -116,10 +116,12 @@ class Trainer(Protocol):
     The loop calls `start`, then `setup` (a fresh run) or `restore` (a resumed one), then `step` for each k, then
     `payload`; `close` in the end, whatever happened. `showing` lets the pipeline draw as the payload would.
     Draw from `rng` for the whole batch and compute the parts that `Session.parts` gives: then the result depends on
-    neither the number of processes nor on `accumulate`.
+    neither the number of processes nor on `accumulate`. `drawing` says how the payload draws, where it is a generator
+    of few steps; None: as the base does.
     """
 
     steps: int
+    drawing: Drawing | None
 
     def start(self, session: Session) -> None:
         """Build students and optimisers."""
@@ -556,8 +558,10 @@ class _Journal:
         self.session.accelerator.wait_for_everyone()
         if self.main:
             prompts = list(self.loop.validate)
+            few = trainer.drawing if step else None
+            how = {"steps": 20} if few is None else {"steps": few.steps, "guidance": few.guidance}
             with trainer.showing() if step else backbone.using(None):
-                images = backbone.draw(prompts, [0] * len(prompts), steps=20, batch=len(prompts))
+                images = backbone.draw(prompts, [0] * len(prompts), batch=len(prompts), **how)
             sheet = make_grid([to_tensor(image) for image in images], nrow=len(images), pad_value=1.0)
             folder = self._work / "validation"
             try:

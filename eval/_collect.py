@@ -27,7 +27,19 @@ from tqdm import tqdm
 from ..erase import Eraser, check_target
 from ..pipelines import Backbone
 from ..prompts import InputError, Prompt
-from ._gallery import MANIFEST, PLAN, Gallery, Sampling, file_name, noises, pixels_digest, read_image, record, sampling
+from ._gallery import (
+    MANIFEST,
+    PLAN,
+    Gallery,
+    Sampling,
+    file_name,
+    fitting,
+    noises,
+    pixels_digest,
+    read_image,
+    record,
+    sampling,
+)
 
 LOCK = ".lock"
 SUFFIXES = (".png", ".jpg")
@@ -59,7 +71,7 @@ def collect(
     """
     if not prompts:
         raise InputError("expected at least one prompt to draw, got none")
-    how, root = how or sampling(backbone), Path(folder)
+    how, root = fitting(how or sampling(backbone), erasers), Path(folder)
     files = list(names) if names is not None else [file_name(k, p) for k, p in enumerate(prompts)]
     _check_names(files, len(prompts))
     rows = [{"file": f, **asdict(p)} for f, p in zip(files, prompts, strict=True)]

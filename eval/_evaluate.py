@@ -156,6 +156,7 @@ def evaluate(
         "model": backbone.name,
         "erasers": [{"method": e.recipe.method, "concepts": e.recipe.names, **e.recipe.settings} for e in stack],
         "sampling": asdict(control.how),
+        **({"sampling with the eraser": gallery.manifest["sampling"]} if any(e.drawing for e in stack) else {}),
         "images": len(prompts),
         "seconds": gallery.manifest["seconds"],
         "storage": sum(size(e.payload) for e in stack),

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -65,10 +65,27 @@ def sampling(backbone: Backbone) -> Sampling:
     """The evaluation settings that suit a pipeline (docs/canvas.md: how Canvas' were chosen); for transformers
     the stock call's own.
     """
+    if backbone.drawing is not None:
+        return Sampling(steps=backbone.drawing.steps, guidance=backbone.drawing.guidance, batch=60)
     if backbone.component == "transformer" and not backbone.world:
         steps, guidance = backbone.defaults
         return Sampling(steps=steps, guidance=guidance)
     return SAMPLING[backbone.preset]
+
+
+def fitting(how: Sampling, erasers: Sequence[Eraser]) -> Sampling:
+    """The settings with these erasers on: those of one that draws in few steps, which brings its own scheduler along;
+    else the given ones.
+
+    Raises:
+        InputError: two of them draw in different ways.
+    """
+    own = [d for e in erasers if (d := e.drawing) is not None]
+    if not own:
+        return how
+    if any(d != own[0] for d in own):
+        raise InputError(f"these erasers draw at different times, {[d.times for d in own]}: use one of them")
+    return replace(how, steps=own[0].steps, guidance=own[0].guidance, sampler=None)
 
 
 @dataclass(frozen=True)
@@ -186,14 +203,15 @@ def draw(
     how: Sampling | None = None,
     label: str = "draw",
 ) -> Gallery:
-    """Draw every prompt with the given erasers on, and nothing else changed.
+    """Draw every prompt with the given erasers on, and nothing else changed. One that draws in few steps draws so,
+    whatever `how` says.
 
     Raises:
-        InputError: no prompts, or an eraser made for another base.
+        InputError: no prompts, an eraser made for another base, or two that draw in different ways.
     """
     if not prompts:
         raise InputError("expected at least one prompt to draw, got none")
-    how = how or sampling(backbone)
+    how = fitting(how or sampling(backbone), erasers)
     start = time.perf_counter()
     images: list[Image.Image] = []
     with ExitStack() as stack:

@@ -3,8 +3,9 @@
 from ._adapters import acting, activate, components, low_rank, plug, unplug, watch
 from ._backbone import Backbone, Condition, Group, TextStates
 from ._bundled import BUNDLED
+from ._few import Drawing, draw_in
 from ._fingerprint import distance, fingerprint
-from ._load import Model, canvas_folder, canvas_open_clip, load, models, wrap
+from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
 from ._memory import Embeddings
 from ._overlay import check_unfused, overlay
 from ._prompted import Pairs, Read, Write, Writer, writers
@@ -16,6 +17,7 @@ __all__ = [
     "BUNDLED",
     "Backbone",
     "Condition",
+    "Drawing",
     "Embeddings",
     "Group",
     "Model",
@@ -32,6 +34,8 @@ __all__ = [
     "components",
     "disguised",
     "distance",
+    "distilled",
+    "draw_in",
     "fingerprint",
     "load",
     "low_rank",

@@ -76,7 +76,8 @@ def plug(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor], name: str) -> S
     roots = components(pipe)
     before = _state(roots)
     flags = [(p, p.requires_grad) for root in roots for p in root.parameters()]
-    with quiet():  # diffusers warns that a component has no keys, which is no fault
+    with quiet(), warnings.catch_warnings():  # diffusers warns that a component has no keys, which is no fault
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are meant to live
         if hasattr(pipe, "load_lora_weights"):
             pipe.load_lora_weights(dict(tensors), adapter_name=name)
         else:

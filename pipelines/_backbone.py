@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..prompts import InputError
 
 if TYPE_CHECKING:
+    from ._few import Drawing
     from ._memory import Embeddings
     from ._prompted import Read
 
@@ -131,6 +132,9 @@ class Backbone(Protocol):
     embeddings: Embeddings | None
     """The prompts it remembers: `encode`, `unconditional`, `text_states` and `draw` need no text encoder for them."""
 
+    drawing: Drawing | None
+    """How it draws, where it is a generator of few steps."""
+
     @property
     def world(self) -> str:
         """The world whose concepts it draws: "canvas", or "" for any."""
@@ -184,6 +188,23 @@ class Backbone(Protocol):
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw network output, the shape of x."""
+        ...
+
+    def guided(self, cond: Condition, guidance: float) -> Condition:
+        """The condition with guidance in it, where the denoiser takes it as an input; else the condition itself."""
+        ...
+
+    def combine(self, free: Tensor, led: Tensor, guidance: float) -> Tensor:
+        """The guided raw output from the unconditional and the conditional one."""
+        ...
+
+    def few(self, steps: int, first: int) -> Drawing:
+        """How a generator distilled from it draws in so few steps, from unit noise: the first at time `first`, or at
+        pure noise for flows.
+
+        Raises:
+            InputError: no such times.
+        """
         ...
 
     def noise(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ..prompts import InputError, unknown
 from ._backbone import Backbone
 from ._bundled import BUNDLED, CANVAS
 from ._families import FAMILIES
+from ._few import Drawing, scheduler_of
 from ._memory import ENCODERS, Embeddings
 from ._quiet import quiet
 from ._stock import StockBackbone
@@ -55,7 +56,11 @@ def load(
     if device in (None, "cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         device = str(PartialState(cpu=not torch.cuda.is_available()).device)  # each process has its own
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    where = BUNDLED[name].folder if name in BUNDLED else Path(name)
+    over = BUNDLED[name] if name in BUNDLED and BUNDLED[name].base else None
+    if over is not None and not over.there:
+        raise InputError(f"{over.folder} is missing: make it with `python bench/canvas_onestep.py`")
+    found = BUNDLED.get(over.base if over else name)
+    where = found.folder if found else Path(name)
     if name not in BUNDLED:
         _check(name, where)
     kind = (
@@ -81,7 +86,21 @@ def load(
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"cannot use device {device!r}: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    return wrap(pipe, name, embeddings=known)
+    drawing = None if over is None else _distil(pipe, over.folder)
+    backbone = wrap(pipe, name, embeddings=known)
+    backbone.drawing = drawing
+    return backbone
+
+
+def _distil(pipe: DiffusionPipeline, folder: Path) -> Drawing:
+    """Write a distilled generator's LoRA into the weights, for good, and give the pipeline its scheduler."""
+    drawing = Drawing.from_json(canvas_mark(folder).get("drawing", {}))
+    with quiet():
+        pipe.load_lora_weights(folder)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+    pipe.scheduler = scheduler_of(drawing)
+    return drawing
 
 
 def _half(source: Path | str) -> torch.dtype:
@@ -160,7 +179,9 @@ def canvas_mark(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that comes with the package. `path` is a plain diffusers folder."""
+    """A model that comes with the package. `path` is a plain diffusers folder; of a distilled generator the folder of
+    its LoRA and scheduler.
+    """
 
     id: str
     path: str
@@ -169,7 +190,12 @@ class Model:
 
 def models() -> list[Model]:
     """The bundled pipelines."""
-    return [Model(name, str(b.folder), b.description) for name, b in BUNDLED.items()]
+    return [Model(name, str(b.folder), b.description) for name, b in BUNDLED.items() if b.there]
+
+
+def distilled(base: str) -> Path | None:
+    """The folder of the generator that was distilled from a bundled pipeline, if one comes with the package."""
+    return next((b.folder for b in BUNDLED.values() if b.base == base and b.there), None)
 
 
 def canvas_folder(part: str) -> Path:

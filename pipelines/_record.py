@@ -10,6 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from ._few import UNGUARDED
+
 
 class _Recorded(Exception):
     """Leaves the stock pipeline once its denoiser has been called."""
@@ -42,6 +44,7 @@ def record(pipe: DiffusionPipeline, denoiser: nn.Module, *, calls: int = 1, **ca
             raise _Recorded
 
     handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    token = UNGUARDED.set(True)
     bar = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(**{**bar, "disable": True})
     try:
@@ -50,6 +53,7 @@ def record(pipe: DiffusionPipeline, denoiser: nn.Module, *, calls: int = 1, **ca
     except _Recorded:
         return seen
     finally:
+        UNGUARDED.reset(token)
         handle.remove()
         pipe.set_progress_bar_config(**bar)
     raise RuntimeError(f"{type(pipe).__name__} called its denoiser {len(seen)} times, expected {calls}")

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ..prompts import InputError, unknown
 from ._adapters import only
 from ._backbone import Condition, Group, TextStates
+from ._few import Drawing, config_of, leading
 from ._fingerprint import fingerprint
-from ._law import Law
+from ._law import Flow, Law
 from ._memory import Embeddings, answering, check_known, encoders, in_order, listening, named
 from ._overlay import cover, overlay, showing, uncover
 from ._prompted import Read, letting, telling, unwrapped
@@ -60,6 +61,7 @@ class StockBackbone:
         reads: where a prompt's signal is read.
         free_first: whether the unconditional rows of a shared call come first.
         embeddings: the prompts it remembers.
+        drawing: how it draws, where it is a generator of few steps.
     """
 
     component: str
@@ -71,6 +73,7 @@ class StockBackbone:
     reads: Read
     free_first: bool = True
     embeddings: Embeddings | None = None
+    drawing: Drawing | None = None
 
     def __init__(
         self, pipe: DiffusionPipeline, name: str, *, family: str, preset: str, call: Mapping[str, Any] | None
@@ -231,6 +234,13 @@ class StockBackbone:
 
     def times(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.law.times(n, generator)
+
+    def few(self, steps: int, first: int) -> Drawing:
+        if isinstance(self.law, Flow):
+            times = [self.law.scale] if steps == 1 else self.trajectory(steps).timesteps.tolist()
+            return Drawing(config_of(self.pipe.scheduler), steps, tuple(times))
+        scheduler = leading(self.pipe.scheduler.config, steps, first)
+        return Drawing(config_of(scheduler), steps, tuple(scheduler.timesteps.tolist()))
 
     @torch.no_grad()
     def partial(

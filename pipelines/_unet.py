@@ -123,6 +123,11 @@ class UNetBackbone(StockBackbone):
         if not 1 <= steps < len(scheduler.alphas_cumprod):
             raise InputError(f"sampler-steps: expected 1 to {len(scheduler.alphas_cumprod) - 1}, got {steps}")
         scheduler.set_timesteps(steps, device=self.device)
+        if int(scheduler.timesteps.max()) >= len(scheduler.alphas_cumprod):
+            raise InputError(
+                f"{self.name} draws in a few steps and has no longer trajectory: choose a closed form, such as uce, or "
+                "erase from the model it was distilled from"
+            )
         return scheduler
 
     def in_group(self, path: str, group: Group) -> bool:

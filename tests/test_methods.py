@@ -18,7 +18,9 @@ from erasers.prompts import Concept, InputError
 CANVAS = ("canvas-sd", "canvas-flow")
 FEW = ("sd", "sdxl", "sd3", "flux", "z_image", *CANVAS)
 """A closed form and a trained method meet every family; the others those that differ most."""
-CASES = [(m, f) for m in methods() for f in [*EVERY, *CANVAS] if m in ("uce", "esd") or f in FEW]
+VARIANT = {"sfd_many_step": ("sd", "canvas-sd")}
+"""Methods that share a trainer with another, which meets the rest."""
+CASES = [(m, f) for m in methods() for f in [*EVERY, *CANVAS] if m in ("uce", "esd") or f in VARIANT.get(m, FEW)]
 CASES.remove(("uce", "hidream"))  # refused in one line
 # `tests/test_unhype.py` trains it on every family
 CASES = [c for c in CASES if c[0] != "unhype" or c[1] in ("sd", "sd3", "flux_cfg", "z_image", "canvas-sd")]
@@ -104,6 +106,7 @@ def test_half_precision_bases(method, family, dtype, tmp_path):
     short |= {"images": 2} if method not in ("esd", "unhype") else {"pool": 2}
     short |= {"retained": 2, "lr": 0.01, "ends": 1.0, "architecture": "per-layer"} if method == "unhype" else {}
     short |= {"dense": False} if method == "salun" else {}
+    short |= {"steps": 2, "lr": 0.05, "lr_fake": 0.05} if method.startswith("sfd") else {}
     eraser = erase("moon", backbone, method=(method, strong.get(method, short)))
     eraser.save_pretrained(tmp_path / "e", verify=backbone)
     x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
