@@ -10,6 +10,8 @@ import pytest
 from nbclient import NotebookClient
 from test_cli import run
 
+from erasers.erase import Eraser
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -58,6 +60,22 @@ def test_readme_trained_methods(tmp_path, monkeypatch):
         more = ["--images", "4"] if "salun" in words else ["--pool", "2"]
         assert run(*words[1:], *few, *more, *again)[0] == 0, line
     assert lines[4].startswith("torchrun --standalone --nproc_per_node 2 -m erasers.app.cli erase circle --method esd")
+
+
+@pytest.mark.slow
+def test_readme_comparing(tmp_path, monkeypatch):
+    """The block on comparing and judging, line by line, with one step and fewer concepts."""
+    monkeypatch.chdir(tmp_path)
+    assert run("erase", "moon", "--out", "my-eraser")[0] == 0
+    lines = re.findall(r"```sh\n(.*?)```", README, re.S)[3].splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        words = [w.replace("moon,star,mosaic", "moon") for w in shlex.split(line.partition("#")[0])]
+        assert words[0] == "erasers"
+        more = [] if words[1] in ("report", "score") else ["--steps", "1"]
+        assert run(*words[1:], *more)[0] == 0, line
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert Eraser.from_pretrained("my-eraser").recipe.scores["ua"]["n"] == 50
 
 
 def test_links_lead_somewhere():
