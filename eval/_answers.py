@@ -12,7 +12,7 @@ from typing import Any
 from ..erase import PICTURE_KINDS
 from ..prompts import Concept, InputError, Prompt, World
 from ._evaluate import Report, judged, mean
-from ._evaluator import Case, find
+from ._evaluator import NO_JUDGE, Case, find
 from ._gallery import MANIFEST, Gallery, Stored
 from ._judge import Judges, Verdict
 from ._score import NotApplicable, Score, share
@@ -170,10 +170,10 @@ def combination(case: Case, pair: Sequence[Concept]) -> dict[str, Score | NotApp
         return (seen.objects[k], seen.styles[k]) == (prompts[k].object, prompts[k].style)
 
     def joint(which: str, want: bool) -> Score | NotApplicable:
-        if not rows[which]:
-            return NotApplicable("no grid prompt asks for it")
-        prompts = case.gallery.prompts
-        hits = [both(case.seen, prompts, k) == want for k in rows[which]]
+        if not rows[which] or case.seen is None:
+            return NotApplicable("no grid prompt asks for it" if case.seen else NO_JUDGE)
+        prompts, seen = case.gallery.prompts, case.seen
+        hits = [both(seen, prompts, k) == want for k in rows[which]]
         base = case.seen_control
         control = None if base is None else [both(base, prompts, k) == want for k in rows[which]]
         return share(hits, control, [(prompts[k].object, prompts[k].style) for k in rows[which]])

@@ -51,8 +51,13 @@ def plan_of(concept: str) -> tuple[Prompt, ...]:
 def hits(report: Report, control: bool = False) -> dict[str, str]:
     """For the object and the style judge one digit an image, in the order of the prompts: whether the judge saw what
     the prompt asked for; with the eraser, or without.
+
+    Raises:
+        ValueError: there was no unerased side.
     """
     seen = report.seen_control if control else report.seen
+    if seen is None:
+        raise ValueError("no unerased side was judged")
     sides = {"object": seen.objects, "style": seen.styles}
     return {
         d: "".join(str(int(s == getattr(p, d))) for s, p in zip(sides[d], report.prompts, strict=True)) for d in DOMAINS
@@ -106,9 +111,9 @@ def paired(a: Iterable[Row], b: Iterable[Row], *, only: Sequence[str] = JUDGED) 
         for concept, seed in common:
             prompts = plan_of(concept)
             gallery = Gallery(prompts, (), {})
-            seen = [verdict(side[concept, seed]["hits"], prompts) for side in (left, right)]
+            mine, other = (verdict(side[concept, seed]["hits"], prompts) for side in (left, right))
             for part in concept.split("+"):
-                case = Case(canvas.find(part), frozenset(concept.split("+")), gallery, gallery, *seen)
+                case = Case(canvas.find(part), frozenset(concept.split("+")), gallery, gallery, mine, other)
                 score = tool.score(case)
                 if not isinstance(score, NotApplicable):
                     found.setdefault(concept, []).append(score)
