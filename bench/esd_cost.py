@@ -19,9 +19,9 @@ import torch
 from uce_speed import sd15
 
 from erasers.erase import Loop, Session, Task, configure, solve
+from erasers.eval import Cost, resident
 from erasers.pipelines import load, wrap
 from erasers.prompts import Concept, canvas
-from memory import Peak, resident
 
 SETTINGS = {
     "LoRA rank 4, cross-attention": {"train": "cross"},
@@ -101,12 +101,12 @@ def measure_memory(only: str | None) -> None:
     settings = {"steps": 1, "batch": 1, "sampler_steps": 2, "contexts": 1, "pool": 0, **SETTINGS[name]}
     task = Task((Concept("concept0"),), (), 3)  # a seed whose step denoises once before it trains
     loaded = resident()
-    with Peak() as memory:
+    with Cost() as memory:
         start = time.perf_counter()
         tool = configure("esd", "paper", {"dense": False, **settings})
         solve(tool, backbone, task=task, loop=Loop(gradient_checkpointing=checkpointing))
         seconds = time.perf_counter() - start
-    print(f"| {name} | {'yes' if checkpointing else 'no'} | {memory.extra:.0f} | {seconds:.0f} |")
+    print(f"| {name} | {'yes' if checkpointing else 'no'} | {memory.peak:.0f} | {seconds:.0f} |")
     print(f"UNet weights {weights:.0f} MB, resident with the pipeline loaded {loaded:.0f} MB", file=sys.stderr)
 
 

@@ -16,9 +16,9 @@ import torch
 from uce_speed import sd15
 
 from erasers.erase import Loop, Task, configure, salun, solve
+from erasers.eval import Cost, resident
 from erasers.pipelines import wrap
 from erasers.prompts import Concept
-from memory import Peak, resident
 
 
 def size(tensors: object) -> int:
@@ -56,7 +56,7 @@ def main() -> None:
     settings = {"steps": 2, "batch": 1, "images": 1, "sampler_steps": 2, "lr": 1e-5}
     with tempfile.TemporaryDirectory() as folder:
         loaded = resident()
-        with Peak() as memory:
+        with Cost() as memory:
             begun = time.perf_counter()
             tool = configure("salun", "paper", settings)
             loop = Loop(work=Path(folder) / "work", checkpoint_every=0)
@@ -70,7 +70,7 @@ def main() -> None:
         cells = " | ".join(f"{v / 2**20:.0f}" for v in parts.values())
         print(f"| {stage} | {cells} | {sum(parts.values()) / 2**20:.0f} | {sum(parts.values()) / full:.1%} |")
     print(f"mask file: {file} bytes, {file / count:.5f} a weight")
-    print(f"resident: {loaded:.0f} MB loaded, {memory.extra:.0f} MB more at most; {seconds:.0f} s")
+    print(f"resident: {loaded:.0f} MB loaded, {memory.peak:.0f} MB more at most; {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from erasers.erase import Task
 from erasers.erase.uce import UCE
+from erasers.eval import Cost
 from erasers.pipelines import wrap
 from erasers.pipelines.canvas.models import vocabulary
 from erasers.prompts import Concept
-from memory import Peak
 
 
 def sd15() -> StableDiffusionPipeline:
@@ -67,11 +67,11 @@ def main() -> None:
         seconds, extra, factors = [], 0.0, {}
         for _ in range(args.runs):
             factors = {}
-            with Peak() as memory:
+            with Cost() as memory:
                 start = time.perf_counter()
                 factors = UCE().run(backbone, task)
                 seconds.append(time.perf_counter() - start)
-            extra = max(extra, memory.extra)
+            extra = max(extra, memory.peak)
         rank = next(iter(factors.values()))[0].shape[0]
         print(f"{n:8d}  {statistics.median(seconds):22.3f}  {rank:4d}  {extra:13.1f}")
 

@@ -9,14 +9,13 @@ from ._charts import Point, frontier, heat_map
 from ._collect import clear, collect
 from ._compare import IMAGE_METRICS, compare
 from ._convert_judge import convert_judge
-from ._cost import COST_FILE, Cost, cost_of
+from ._cost import COST_FILE, Cost, cost_of, resident
 from ._evaluate import Control, Report, evaluate, mean, protocol_sampling
 from ._evaluator import Case, Evaluator, choose, evaluators, find
 from ._gallery import Gallery, Sampling, check_place, draw, sampling
 from ._grid import grid, save_image
 from ._judge import Judges, Verdict, judges
 from ._paired import Difference, paired, plan_of
-from ._peak import Peak, resident
 from ._report import erased_by_asked, object_by_style, report
 from ._score import NotApplicable, Score
 from ._sequence import Steps, in_sequence
@@ -37,7 +36,6 @@ __all__ = [
     "Judges",
     "Lesson",
     "NotApplicable",
-    "Peak",
     "Plan",
     "Point",
     "Report",

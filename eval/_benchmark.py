@@ -18,13 +18,13 @@ from ..pipelines import Backbone, distance, fingerprint
 from ..pipelines import load as load_model
 from ..prompts import InputError, Prompt, canvas, unknown
 from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug, write_text
+from ._cost import Cost
 from ._evaluate import Control, Report, evaluate
 from ._evaluator import find
 from ._gallery import Gallery, Sampling, sampling
 from ._grid import save_image
 from ._judge import Verdict
 from ._paired import hits
-from ._peak import Peak
 
 RECORD = "benchmark.json"
 MADE = "made.json"
@@ -207,12 +207,12 @@ class _Bench:
         self.cells.clear(place)
         work = place.with_name(place.name + ".training")
         again = bool(checkpoints(work))
-        with Peak(self.backbone.device) as peak:
+        with Cost(self.backbone.device) as cost:
             loop = Loop(work=work, resume=True) if again else Loop(work=work)
             eraser = make(key.concept, self.backbone, method=tool, seed=key.seed, loop=loop)
         took = {
-            "seconds": round(_spent(work) if again else peak.seconds, 3),
-            "extra_mb": round(peak.extra, 1),
+            "seconds": round(_spent(work) if again else cost.seconds, 3),
+            "extra_mb": cost.to_json()["peak MB"],
             "resumed": again,
         }
 

@@ -1,11 +1,13 @@
-"""What a piece of work takes: time and memory."""
+"""What a piece of work takes: its time, and the most memory on top of what was there."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import math
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,45 +22,54 @@ COST_FILE = "cost.json"
 class Cost:
     """Within a `with` block: seconds, and the most memory over what was there at its start.
 
+    Args:
+        device: whose memory; by default a GPU's where there is one.
+
     Attributes:
         seconds: of the block.
-        peak: MB; a GPU's where there is one (as torch counts it), else the process's resident memory, looked at every
-            few milliseconds; NaN where the system does not tell.
+        peak: MB (2^20 bytes); a GPU's as torch counts it, else the process's resident memory, looked at every
+            millisecond; NaN where the system does not tell.
         where: "cuda" or "cpu".
     """
 
+    def __init__(self, device: torch.device | None = None) -> None:
+        on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+        self.where = "cuda" if on_gpu else "cpu"
+        self._device = device if on_gpu else None
+
     def __enter__(self) -> Self:
-        self.where = "cuda" if torch.cuda.is_available() else "cpu"
         gc.collect()
-        self.peak = 0.0
+        self.peak = self.seconds = 0.0
         self._stop = threading.Event()
-        if self.where == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self._before = float(torch.cuda.memory_allocated())
-        else:
-            self._before = resident()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        if self.where == "cpu":
+        if self.where == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device) / 2**20
+        else:
+            if sys.platform == "linux":  # freed pages of earlier work must not hide what is needed now
+                ctypes.CDLL(None).malloc_trim(0)
+            self._before = resident()
             self._thread.start()
         self._start = time.perf_counter()
         return self
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.005):
-            self.peak = max((resident() - self._before) / 2**20, self.peak)
+        while not self._stop.wait(0.001):
+            self.peak = max(resident() - self._before, self.peak)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.where == "cuda":
-            torch.cuda.synchronize()
-            self.peak = (torch.cuda.max_memory_allocated() - self._before) / 2**20
+            torch.cuda.synchronize(self._device)
         self.seconds = time.perf_counter() - self._start
+        if self.where == "cuda":
+            self.peak = torch.cuda.max_memory_allocated(self._device) / 2**20 - self._before
+            return
         self._stop.set()
-        if self.where == "cpu":
-            self._thread.join()
-            self.peak = max((resident() - self._before) / 2**20, self.peak)
+        self._thread.join()
+        self.peak = max(resident() - self._before, self.peak)
 
     def to_json(self) -> dict[str, Any]:
         """As it is written beside an eraser."""
@@ -67,9 +78,9 @@ class Cost:
 
 
 def resident() -> float:
-    """Resident memory of this process, bytes; NaN where the system does not tell it (other than Linux)."""
+    """Resident memory of this process, MB; NaN where the system does not tell it (other than Linux)."""
     pages = Path("/proc/self/statm")
-    return float(int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")) if pages.exists() else math.nan
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if pages.exists() else math.nan
 
 
 def cost_of(folder: Path) -> dict[str, Any]:
