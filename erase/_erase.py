@@ -102,6 +102,13 @@ def _solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None) -
         result = tool.run(backbone, task)
         base = fingerprint(backbone.parameters("all"))
     if not isinstance(result, Trainer):
+        if not isinstance(result, (Mapping, Delta, Hyper)):
+            verbs = [n for n in (*Trainer.__annotations__, *vars(Trainer)) if not n.startswith("_")]
+            lacks = ", ".join(n for n in verbs if not hasattr(result, n))
+            raise InputError(
+                f"{name_of(tool)} gave a {type(result).__name__}: expected Factors, a Delta, a Hyper or a Trainer, for "
+                f"which it lacks {lacks}"
+            )
         if loop is not None:
             _refuse_loop(tool, loop)
         return _Solution(result)

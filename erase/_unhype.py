@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, Pairs, Read, Writer, check_unfused, prompt_signals, write_by_prompt
+from ..pipelines import Backbone, Drawing, Pairs, Read, Writer, check_unfused, prompt_signals, write_by_prompt
 from ..prompts import BOTH, EVERYDAY, Concept, InputError, fill
 from ._finetune import pick, sentences
 from ._hyper import Hyper
@@ -78,6 +78,8 @@ def silent(
 
 class Training:
     """The `Trainer` of a hypernetwork."""
+
+    drawing: Drawing | None = None
 
     def __init__(self, settings: UnHype, backbone: Backbone, task: Task) -> None:
         self.settings, self.backbone, self.task, self.steps = settings, backbone, task, settings.steps

@@ -4,7 +4,8 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -218,6 +219,21 @@ def test_random_has_the_norm_of_what_it_imitates_and_nothing_else(sd):
 
 
 class TestErase:
+    def test_what_is_no_result_is_named(self, sd):
+        class Half:
+            steps, drawing = 1, None
+
+        @dataclass(frozen=True)
+        class Broken:
+            paper: ClassVar[str] = "none"
+            presets: ClassVar[dict] = {}
+
+            def run(self, backbone, task):
+                return Half()
+
+        with pytest.raises(InputError, match=r"gave a Half: expected .* lacks start, setup, step, state"):
+            erase("moon", sd, method=Broken())
+
     """What the verb refuses."""
 
     def test_no_concept(self, sd):
