@@ -197,9 +197,11 @@ def clear(folder: str | os.PathLike[str]) -> None:
     """Take a gallery, finished or not, out of a folder; anything else in there stays.
 
     Raises:
-        InputError: the folder holds no gallery.
+        InputError: the folder holds no gallery, or is none.
     """
     root = Path(folder)
+    if root.exists() and not root.is_dir():
+        check_target(root, True, holds=MANIFEST)
     if not root.exists() or not any(root.iterdir()):
         return
     held = _recorded(root)

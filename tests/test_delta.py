@@ -229,7 +229,7 @@ class TestRefusals:
         _, _, folder = made
         file = folder / "eraser_config.json"
         file.write_text(file.read_text().replace('"kind": "delta"', '"kind": "omega"'))
-        with pytest.raises(InputError, match="knows the kinds lora, delta, got 'omega'"):
+        with pytest.raises(InputError, match="knows the kinds lora, delta, hyper, got 'omega'"):
             Eraser.from_pretrained(folder)
 
     def test_other_base(self, made):

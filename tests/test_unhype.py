@@ -700,7 +700,7 @@ def test_materialized(sd, tmp_path):
     folder = lora.save_pretrained(tmp_path / "e", verify=sd)
     again = Eraser.from_pretrained(folder)
     assert again.recipe.derived == {"from": "hyper", "prompt": "a moon", "acts on": "every prompt alike (static)"}
-    assert "scored anew" in (folder / "README.md").read_text()
+    assert "scores are not its own" in (folder / "README.md").read_text()
     dense = sum(((b @ a) ** 2).sum().item() for a, b in lora.payload.factors.values()) ** 0.5
     assert written_norms(eraser, sd, ["a moon"])[0] == pytest.approx(dense, rel=1e-4)
     for wrong, message in (("  ", "expected a prompt"), ("a moon", "virtual time from 0 to 300")):
