@@ -19,12 +19,14 @@ from erasers.prompts import Concept, InputError
 CANVAS = ("canvas-sd", "canvas-flow")
 FEW = ("sd", "sdxl", "sd3", "flux", "z_image", *CANVAS)
 """A closed form and a trained method meet every family; the others those that differ most."""
-VARIANT = {"sfd_many_step": ("sd", "canvas-sd")}
-"""Methods that share a trainer with another, which meets the rest."""
-CASES = [(m, f) for m in methods() for f in [*EVERY, *CANVAS] if m in ("uce", "esd") or f in VARIANT.get(m, FEW)]
+OWN = {
+    "sfd": ("sd", "sdxl", "sd3", "flux", "z_image", "canvas-sd"),
+    "sfd_many_step": ("sd",),
+    "unhype": ("sd", "sd3", "flux_cfg", "z_image", "canvas-sd"),
+}
+"""Methods with tests of their own on every family, or whose trainer is another's."""
+CASES = [(m, f) for m in methods() for f in [*EVERY, *CANVAS] if m in ("uce", "esd") or f in OWN.get(m, FEW)]
 CASES.remove(("uce", "hidream"))  # refused in one line
-# `tests/test_unhype.py` trains it on every family
-CASES = [c for c in CASES if c[0] != "unhype" or c[1] in ("sd", "sd3", "flux_cfg", "z_image", "canvas-sd")]
 
 
 PROJECT = '''"""Our lab's method: the concept's prompt learns to predict what the empty prompt predicts."""
