@@ -24,7 +24,7 @@ OWN = {
     "sfd_many_step": ("sd",),
     "unhype": ("sd", "sd3", "flux_cfg", "z_image", "canvas-sd"),
 }
-"""Methods with tests of their own on every family, or whose trainer is another's."""
+"""Methods that meet other families: their trainer is another's, or more would add time only."""
 CASES = [(m, f) for m in methods() for f in [*EVERY, *CANVAS] if m in ("uce", "esd") or f in OWN.get(m, FEW)]
 CASES.remove(("uce", "hidream"))  # refused in one line
 
