@@ -374,7 +374,6 @@ def evaluate(
     report.settings["cost"] = [cost_of(Path(e)) or "not recorded" for e in eraser]
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
-        out_file.absolute().parent.mkdir(parents=True, exist_ok=True)
         write_text(out_file, text)
     if record:
         Eraser.record_scores(eraser[0], report.summary())

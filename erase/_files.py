@@ -116,10 +116,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that ends in a line break, atomically."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Write a text file that ends in a line break, atomically.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

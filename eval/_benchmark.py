@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..erase import Eraser, Loop, Method, checkpoints, configure, settings_of, write_folder
+from ..erase import Eraser, Loop, Method, checkpoints, configure, settings_of, write_folder, write_text
 from ..erase import concept as known
 from ..erase import erase as make
 from ..pipelines import Backbone, distance, fingerprint
 from ..pipelines import load as load_model
 from ..prompts import InputError, Prompt, canvas, unknown
-from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug, write_text
+from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug
 from ._cost import Cost
 from ._evaluate import Control, Report, evaluate
 from ._evaluator import find

@@ -16,10 +16,10 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
-from ..erase import check_target
+from ..erase import check_target, write_text
 from ..prompts import InputError, canvas
 from ._benchmark import RECORD, rows_of
-from ._cells import Row, key_of, slug, write_text
+from ._cells import Row, key_of, slug
 from ._charts import Point, frontier, grid_of, heat_map
 from ._grid import grid, save_image
 from ._paired import DOMAINS, JUDGED, comparable, plan_of

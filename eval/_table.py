@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..erase import write_text
 from ..prompts import InputError, canvas
-from ._cells import Row, write_text
+from ._cells import Row
 from ._evaluator import evaluators, find
 from ._paired import comparable, paired
 from ._score import clustered, wilson

@@ -607,7 +607,8 @@ def test_no_image_is_read(sd, monkeypatch):
     monkeypatch.setattr(Image, "open", refuse)
     monkeypatch.setattr(sd, "latents", refuse)
     monkeypatch.setattr(sd, "decode", refuse)
-    erase(MOON, sd, method=("sfd", {**SHORT, "warmup": 1, "images": 2, "sampler_steps": 2}))
+    eraser = erase(MOON, sd, method=("sfd", {**SHORT, "warmup": 1, "images": 2, "sampler_steps": 2}))
+    assert not eraser.payload.zero(), "it was trained all the same"
 
 
 def test_the_many_step_variant_has_a_name_of_its_own(sd, tmp_path):
