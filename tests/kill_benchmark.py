@@ -45,13 +45,15 @@ def run(folder, seconds=None):
         try:
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
             work(folder)
-        except BaseException as error:
+        except BaseException as error:  # told and turned into an exit code: a fork must never return to its caller
             print(f"{type(error).__name__}: {error}", file=sys.__stderr__, flush=True)
             os._exit(1)
         os._exit(0)
     until = time.monotonic() + (seconds if seconds is not None else 1e9)
     while time.monotonic() < until:
-        if os.waitpid(child, os.WNOHANG)[0]:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0, "the benchmark failed by itself, see above"
             return True
         time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
