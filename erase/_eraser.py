@@ -17,9 +17,12 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ..pipelines import (
+    ROUNDED,
+    SAME,
     Backbone,
     Drawing,
     activate,
+    check_writable,
     components,
     distance,
     draw_in,
@@ -40,7 +43,6 @@ from ._lora import Lora
 from ._payload import Payload
 from ._recipe import Recipe
 
-SAME_BASE = 0.01
 KINDS: dict[str, type[Payload]] = {"lora": Lora, "delta": Delta, "hyper": Hyper}
 
 
@@ -155,7 +157,7 @@ class Eraser:
         lora = Lora(factors)
         with base.using(None):
             weights = lora.weights(base)
-            edited = fingerprint({n: weights[n] for n in sorted(factors)})
+            edited = fingerprint(weights, factors)
         record = replace(
             self.recipe,
             kind="lora",
@@ -287,6 +289,7 @@ class Eraser:
         backbone = pipe if isinstance(pipe, Backbone) else wrap(pipe)
         self.check_base(backbone, force=force)
         check_bare(backbone, "bake", loras=True)
+        check_writable(backbone.denoiser, "cannot bake")
         self.payload.bake(backbone, self.recipe.scale if scale is None else scale)
         if self.drawing:
             draw_in(backbone.pipe, self.drawing)
@@ -308,17 +311,10 @@ class Eraser:
                     raise InputError(
                         f"{made_for}: {path} should be {want}, in {backbone.name!r} it is {have or 'missing'}"
                     )
-            edited = {n: weights[n] for n in self.payload.shapes}
-            if any(w.is_meta for w in edited.values()):
-                if force:
-                    return
-                raise InputError(
-                    f"{made_for}; the weights of {backbone.name!r} are offloaded and cannot be compared: attach before "
-                    "offloading (in Python, force=True leaves it out)"
-                )
-            here = fingerprint(edited)
+            here = fingerprint(weights, self.payload.shapes)
         away = distance(self.recipe.base["fingerprint"]["weights"], here["weights"])
-        if not (away <= SAME_BASE or force):  # so that NaN weights are refused too
+        few = backbone.quantized or self.recipe.base.get("quantized")
+        if not (away <= (ROUNDED if few else SAME) or force):  # so that NaN weights are refused too
             raise InputError(
                 f"{made_for}; the weights of {backbone.name!r} differ by {away:.1%}: "
                 "use that base (in Python, force=True tries it on a relative of it)"

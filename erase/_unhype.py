@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, Drawing, Pairs, Read, Writer, check_unfused, prompt_signals, write_by_prompt
+from ..pipelines import (
+    Backbone,
+    Drawing,
+    Pairs,
+    Read,
+    Writer,
+    check_trainable,
+    check_unfused,
+    prompt_signals,
+    write_by_prompt,
+)
 from ..prompts import BOTH, EVERYDAY, Concept, InputError, fill
 from ._finetune import pick, sentences
 from ._hyper import Hyper
@@ -91,6 +101,7 @@ class Training:
         s, backbone = self.settings, self.backbone
         self.session = session
         check_unfused(backbone.denoiser, "cannot train")
+        check_trainable(backbone.denoiser, f"cannot train {backbone.name}")
         layers = backbone.modules(s.train)
         if not layers:
             raise InputError(f"{backbone.name} has nothing to train in the group {s.train!r}")
@@ -113,8 +124,8 @@ class Training:
         self._writer = write_by_prompt(backbone, list(layers), self._write, read=read, label=LABEL)
         self.names = [n for n, _ in self.network.named_parameters()]
         learn = list(self.network.parameters())
-        self.removing = session.optimiser(torch.optim.Adam(learn, lr=s.lr))
-        self.keeping = session.optimiser(torch.optim.Adam(learn, lr=s.retain_lr or s.lr))
+        self.removing = session.adam(learn, lr=s.lr)
+        self.keeping = session.adam(learn, lr=s.retain_lr or s.lr)
 
     def _encode(self, read: Read) -> None:
         s, concepts, others = self.settings, self.task.concepts, self.task.preserve

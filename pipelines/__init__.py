@@ -4,8 +4,10 @@ from ._adapters import acting, activate, components, low_rank, plug, unplug, wat
 from ._backbone import Backbone, Condition, Group, TextStates
 from ._bundled import BUNDLED
 from ._few import Drawing, draw_in
-from ._fingerprint import distance, fingerprint
+from ._fingerprint import ROUNDED, SAME, distance, fingerprint
+from ._held import Values, check_trainable, check_writable
 from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
+from ._loading import Loading, Offload, Quantize
 from ._memory import Embeddings
 from ._overlay import check_unfused, overlay
 from ._prompted import Pairs, Read, Write, Writer, writers
@@ -15,22 +17,30 @@ from ._signals import disguised, pipeline_class, portable, prompt_signals, signa
 
 __all__ = [
     "BUNDLED",
+    "ROUNDED",
+    "SAME",
     "Backbone",
     "Condition",
     "Drawing",
     "Embeddings",
     "Group",
+    "Loading",
     "Model",
+    "Offload",
     "Pairs",
+    "Quantize",
     "Read",
     "TextStates",
+    "Values",
     "Write",
     "Writer",
     "acting",
     "activate",
     "canvas_folder",
     "canvas_open_clip",
+    "check_trainable",
     "check_unfused",
+    "check_writable",
     "components",
     "disguised",
     "distance",
