@@ -632,7 +632,7 @@ def test_only_the_images_without_the_concept_count(world):
     assert ho.change_low > 0
     soft = find("h_o")(soft=True).score(case_of(prompts, moons, images))
     hard, mild = ([*s.details["Acc_e, Acc_s, Acc_g, eraser"]] for s in (ho, soft))
-    assert all(0 < m < 100 for m in mild)
+    assert 0 <= max(mild[0], mild[2]) < 1 < 90 < mild[1] < 100
     assert hard != mild, "probabilities are no hits"
     assert soft.value == pytest.approx(3 / (1 / (100 - mild[0]) + 1 / mild[1] + 1 / (100 - mild[2])), abs=1e-3)
     assert soft.low < soft.value < soft.high

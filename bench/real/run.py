@@ -45,10 +45,9 @@ from erasers.prompts import CANVAS, UNLEARN_CANVAS, Concept, InputError, Prompt,
 
 HERE = Path(__file__).parent
 SCORES = ("ua", "ira", "cra")
-UNERASED = "unerased"
 SHORT = {"steps": 2, "batch": 2, "sampler_steps": 2, "images": 4, "retained": 4}
 """What a dry run makes of a method's lengths."""
-SMALL = replace(CANVAS, objects=CANVAS.objects[:3], styles=CANVAS.styles[:3], seeds=CANVAS.seeds[:2])
+SMALL = replace(CANVAS, objects=CANVAS.objects[:3], styles=CANVAS.styles[:3], seeds=CANVAS.seeds[:1])
 """The world of a dry run."""
 
 
@@ -240,10 +239,6 @@ def answer_sets(row: Row, stage: Stage) -> dict[str, dict[str, Score]]:
     targets = chosen(stage, [n for n in place.names(row.domain) if n != place.photo])
     base = stage.out / f"control-{how.noise}"
     collect(base, stage.backbone, prompts=prompts, how=how, names=names)
-    unerased = stage.out / row.name / UNERASED
-    if stage.targets is not None or kept(unerased) is None:
-        told = score_answers(base, judges, concepts=targets, only=SCORES, seeds=stage.seeds)
-        keep(unerased, told.scores)
     scores = {}
     for target in targets:
         mine = stage.out / row.name / target.replace(" ", "_")
@@ -254,7 +249,9 @@ def answer_sets(row: Row, stage: Stage) -> dict[str, dict[str, Score]]:
             others = [n for n in place.concepts if n not in (known.name, place.photo)]
             eraser = made(row, stage, mine, wanted, others if row.preserve == "others" else [])
             collect(mine / "answers", stage.backbone, prompts=prompts, erasers=[eraser], how=how, names=names)
-            told = score_answers(mine / "answers", judges, concepts=[target], only=SCORES, seeds=stage.seeds)
+            told = score_answers(
+                mine / "answers", judges, concepts=[target], control=base, only=SCORES, seeds=stage.seeds
+            )
             found = keep(mine, told.scores)
             if not stage.keep:
                 shutil.rmtree(mine / "answers")
@@ -315,10 +312,10 @@ def judged(row: Row, stage: Stage, scores: Mapping[str, Mapping[str, Score]]) ->
             continue
         score = mean(here)
         assert isinstance(score, Score)
-        told = {"figure": round(score.value, 2), "low": round(score.low, 2), "high": round(score.high, 2), "n": score.n}
+        told = {k: round(getattr(score, k), 2) for k in ("low", "high", "control")}
+        told |= {"figure": round(score.value, 2), "n": score.n}
         met = abs(score.value - e.value) <= e.tolerance
         lines.append({**vars(e), **told, "targets": len(here), "met": met})
-    unerased = kept(stage.out / row.name / UNERASED) or {}
     return {
         "row": row.name,
         "title": row.title,
@@ -331,7 +328,6 @@ def judged(row: Row, stage: Stage, scores: Mapping[str, Mapping[str, Score]]) ->
         "settings": settings_of(method_of(row, stage)),
         "targets": list(scores),
         "figures": lines,
-        "unerased": {n: round(s.value, 2) for n, s in unerased.items()},
         "notes": list(row.notes),
     }
 
@@ -344,21 +340,18 @@ def markdown(report: Mapping[str, Any]) -> str:
     elif not report["whole"]:
         out += ["**Not the whole row: fewer targets or seeds than published.**", ""]
     out += [
-        "| score | target | figure | 95 % interval | n | published | tolerance | met |",
-        "|---|---|---:|---|---:|---:|---:|---|",
+        "| score | target | figure | 95 % interval | n | unerased | published | tolerance | met |",
+        "|---|---|---:|---|---:|---:|---:|---:|---|",
     ]
     for e in report["figures"]:
         head = f"| {e['score']} | {e['target'] or 'mean'} |"
         told = f"{e['value']} | {e['tolerance']} |"
         if e["figure"] is None:
-            out.append(f"{head} not run | | 0 | {told} - |")
+            out.append(f"{head} not run | | 0 | | {told} - |")
             continue
         met = "yes" if e["met"] else "**no**"
-        out.append(f"{head} {e['figure']} | {e['low']} .. {e['high']} | {e['n']} | {told} {met} |")
+        out.append(f"{head} {e['figure']} | {e['low']} .. {e['high']} | {e['n']} | {e['control']} | {told} {met} |")
     out += ["", f"Published: {report['source']}. Settings: {report['settings_source']}.", ""]
-    if report["unerased"]:
-        told = ", ".join(f"{n} {v}" for n, v in report["unerased"].items())
-        out += [f"The unerased model, for the same targets: {told}.", ""]
     return "\n".join([*out, *(f"- {n}" for n in report["notes"]), ""])
 
 
