@@ -111,13 +111,14 @@ def test_dry_run(name, tmp_path, capsys):
     report = rehearse(name, tmp_path)
     assert report["dry_run"]
     assert not report["whole"]
-    assert len(report["targets"]) == 3
+    assert len(report["targets"]) == (3 if name == "unhype-cifar10" else 2)
     for figure in report["figures"]:
         assert 0 <= figure["figure"] <= 100
         assert figure["n"] > 0
+        assert figure["met"] is None, "a rehearsal meets nothing"
     assert "the figures mean nothing" in capsys.readouterr().out
     erasers = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
-    assert len(erasers) >= 3
+    assert len(erasers) >= len(report["targets"])
     assert rehearse(name, tmp_path) == report
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")} == erasers
     (tmp_path / name / "run.json").write_text("{}")
@@ -129,9 +130,9 @@ def test_dry_run(name, tmp_path, capsys):
 @pytest.mark.parametrize("name", sorted(set(ROWS) - {"uce-style", "unhype-cifar10"}))
 def test_dry_run_of_every_other_row(name, tmp_path):
     report = rehearse(name, tmp_path)
-    assert len(report["targets"]) == 3
+    assert len(report["targets"]) == 2
     assert all(0 <= e["figure"] <= 100 for e in report["figures"])
-    assert report["settings"]["steps"] == 2
+    assert report["settings"].get("steps", 2) == 2
 
 
 @pytest.mark.slow
