@@ -68,10 +68,8 @@ class HO:
         changes = [100 * (h_o(*a) - h_o(*b)) for a, b in zip(*draws, strict=True)]
         if self.soft:
             own = (hits[:1].double().numpy() for hits, _ in parts.values())
-            bounds = [
-                tuple(np.quantile(resampled(row, range(row.shape[1]), 2000, rng), (0.025, 0.975)).tolist())
-                for row in own
-            ]
+            spread = [resampled(row, range(row.shape[1]), 2000, rng) for row in own]
+            bounds = [(float(np.quantile(s, 0.025)), float(np.quantile(s, 0.975))) for s in spread]
         else:
             bounds = [wilson(int(hits[0].sum()), hits.shape[1]) for hits, _ in parts.values()]
         low, high = (100 * h_o(bounds[0][1 - s], bounds[1][s], bounds[2][1 - s]) for s in (0, 1))

@@ -64,6 +64,7 @@ def kitchen(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_all_recipes(kitchen):
     ran = 0
     for title, section in SECTIONS.items():
