@@ -93,6 +93,7 @@ class TestReport:
         (["esd-style"], "name the model that esd-style was published on"),
         (["esd-style", "--model", "canvas-sd"], "needs UnlearnCanvas' judges"),
         (["salun-style", "--model", "canvas-sd", "--judges", "j"], "--data DIR"),
+        (["unhype-cifar10", "--model", "canvas-sd", "--seed-list", "one"], "different whole numbers"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_loaded(words, message):

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from erasers.app.answers import seed_list
 from erasers.erase import CONFIG_FILE, Eraser, Loop, Method, checkpoints, configure, erase, settings_of, suited
 from erasers.erase import write_text as write
 from erasers.eval import (
@@ -412,13 +413,14 @@ def real_stage(row: Row, args: argparse.Namespace) -> Stage:
         raise InputError(f"{row.name} needs UnlearnCanvas' judges: --judges DIR, made by `erasers convert-judge`")
     if row.needs_data and args.data is None:
         raise InputError(f"{row.name} trains on UnlearnCanvas' images: --data DIR, made by `erasers unpack`")
+    seeds = seed_list(args.seed_list)
     judges = None if row.protocol != "unlearncanvas" else Judges.from_folder(args.judges, UNLEARN_CANVAS, args.device)
     return Stage(
         load(args.model, dtype=args.dtype or row.dtype, device=args.device),
         args.out,
         judges,
         args.data,
-        seeds=None if args.seed_list is None else tuple(int(s) for s in args.seed_list.split(",")),
+        seeds=None if seeds is None else tuple(seeds),
         targets=None if args.targets is None else tuple(t.strip() for t in args.targets.split(",")),
         batch=args.batch,
         keep=args.keep_images,
