@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from families import build
 
 from erasers.erase import configure, settings_of
 from erasers.eval import Score
@@ -146,3 +147,58 @@ def test_as_a_program(monkeypatch, capsys):
     told = capsys.readouterr()
     assert told.out.count("\n") == len(ROWS)
     assert told.err.startswith("run.py: unknown row 'esd'")
+
+
+ROW = """
+title = "a row of the reader's own"
+source = "nowhere"
+settings_source = "nowhere"
+protocol = "classes"
+method = "uce"
+preset = "paper"
+preserve = "others"
+targets = ["cat", "dog"]
+sentence = "a picture of the {x}"
+images = 2
+clip = "canvas-clip"
+
+[settings]
+ridge = 0.1
+
+[sampling]
+steps = 2
+
+[classes]
+cat = ["kitten"]
+dog = ["hound"]
+house = ["barn"]
+
+[[expected]]
+score = "h_o"
+value = 200.0
+tolerance = 5.0
+
+[[expected]]
+score = "h_o"
+target = "dog"
+value = 50.0
+tolerance = 50.0
+"""
+
+
+def test_a_row_of_ones_own_on_a_model_of_ones_own(tmp_path, capsys):
+    """The way without a rehearsal: the row's own lengths, part of its targets first, and the exit code."""
+    build("sd").pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "mine.toml").write_text(ROW)
+    words = [str(tmp_path / "mine.toml"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    assert real.main([*words, "--targets", "cat"]) == 1, "H_o is no 200"
+    part = json.loads((tmp_path / "out/mine/report.json").read_text())
+    assert [(e["targets"] if e["met"] is not None else 0, e["met"]) for e in part["figures"]] == [(1, False), (0, None)]
+    assert real.main(words) == 1
+    report = json.loads((tmp_path / "out/mine/report.json").read_text())
+    assert (part["whole"], report["whole"]) == (False, True)
+    assert [e["met"] for e in report["figures"]] == [False, True]
+    assert [e["n"] for e in report["figures"]] == [2 * 8, 8], "of each target 2 + 4 + 2 images"
+    assert report["settings"]["ridge"] == 0.1
+    assert not list(tmp_path.rglob("images")), "judged and deleted"
+    assert "**no**" in capsys.readouterr().out
