@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
 
+from ._comfy import unread
+
 if TYPE_CHECKING:
     from ._recipe import Recipe
 
@@ -111,10 +113,6 @@ erases and keeps is to be scored anew:
 erasers export this-folder --to peft --prompt "{name}" --model {base} --out static.safetensors
 ```"""
 
-COMFY_FAMILIES = ("sd3", "flux", "flux-cfg", "aura-flow", "hidream", "qwen-image", "z-image")
-"""Whose PEFT keys ComfyUI reads as they are."""
-
-
 FEW = """
 
 **It draws in {steps} step{s}**, with the scheduler in this folder and without guidance:
@@ -144,9 +142,16 @@ def _loading(recipe: Recipe) -> str:
         return DELTA.replace("{base}", recipe.base["id"]).replace("{component}", component)
     if recipe.kind == "hyper":
         return HYPER.replace("{base}", recipe.base["id"]).replace("{name}", recipe.names[0])
-    if recipe.family.startswith("pixart"):
-        return NO_LOADER
-    return LOADER + (KOHYA if component == "unet" else COMFY if recipe.family in COMFY_FAMILIES else "")
+    plain = NO_LOADER if recipe.family.startswith("pixart") else LOADER
+    return plain + (KOHYA if component == "unet" else _comfy(recipe))
+
+
+def _comfy(recipe: Recipe) -> str:
+    """Whether ComfyUI reads the PEFT file, and all of it."""
+    lost = unread(recipe.family, recipe.targets)
+    if lost is None:
+        return ""
+    return COMFY if not lost else COMFY.replace(".", f", but for these layers, which it leaves out: {', '.join(lost)}.")
 
 
 TAGS = {"lora": ["lora", "template:sd-lora"], "delta": [], "hyper": ["hypernetwork"]}

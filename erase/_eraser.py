@@ -102,7 +102,7 @@ class Eraser:
 
     def _write(self, folder: Path) -> None:
         """Weights, record and model card."""
-        self.payload.write(folder, self.recipe.header())
+        self.payload.write(folder, self.recipe)
         files.write_text(folder / files.CONFIG_FILE, json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False))
         files.write_text(folder / "README.md", card(self.recipe))
         if self.recipe.drawing:
