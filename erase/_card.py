@@ -55,7 +55,7 @@ Preserved explicitly: {preserve}. Made with {versions}.{derived}{scores}
 LOADER = """In any diffusers app, without `erasers`:
 
 ```python
-pipe.load_lora_weights("this-folder", adapter_name="eraser")
+pipe.load_lora_weights("this-folder", weight_name="pytorch_lora_weights.safetensors", adapter_name="eraser")
 ```
 
 Loading a second LoRA switches this one off until `pipe.set_adapters(["eraser", "the-other"])`."""
@@ -72,7 +72,8 @@ NO_LOADER = """This family's pipelines have no `load_lora_weights`. Without `era
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-state = load_file("this-folder/pytorch_lora_weights.safetensors")
+folder = "this-folder"
+state = load_file(f"{folder}/pytorch_lora_weights.safetensors")
 state = {k.removeprefix("transformer."): v for k, v in state.items()}
 names = sorted({k.rpartition(".lora_")[0] for k in state})
 rank = len(state[names[0] + ".lora_A.weight"])
@@ -102,8 +103,9 @@ erased concept, next to nothing elsewhere. No app loads that by itself. Without 
 ```python
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{base}", custom_pipeline="this-folder", trust_remote_code=True)
-pipe.load_eraser("this-folder")
+folder = "this-folder"
+pipe = DiffusionPipeline.from_pretrained("{base}", custom_pipeline=folder, trust_remote_code=True)
+pipe.load_eraser(folder)
 ```
 
 For apps that load LoRAs only, one prompt's LoRA can be written to a file. It acts on every prompt then, so what it
@@ -154,6 +156,11 @@ def _comfy(recipe: Recipe) -> str:
     return COMFY if not lost else COMFY.replace(".", f", but for these layers, which it leaves out: {', '.join(lost)}.")
 
 
+DOWNLOADED = """from huggingface_hub import snapshot_download
+
+folder = snapshot_download("this-folder")"""
+
+
 TAGS = {"lora": ["lora", "template:sd-lora"], "delta": [], "hyper": ["hypernetwork"]}
 
 
@@ -182,8 +189,13 @@ def _scores(recipe: Recipe) -> str:
     )
 
 
-def card(recipe: Recipe) -> str:
-    """The card of one eraser, Markdown with the Hub's front matter."""
+def card(recipe: Recipe, repo: str | None = None) -> str:
+    """The card of one eraser, Markdown with the Hub's front matter.
+
+    Args:
+        recipe: its record.
+        repo: the Hub id under which it will be found; without one, its folder.
+    """
     base = recipe.base["id"]
     on_hub = base.count("/") == 1 and not Path(base).exists()
     data = ModelCardData(
@@ -197,7 +209,7 @@ def card(recipe: Recipe) -> str:
         f"| {c['name']} | {c['anchor'] or 'nothing in particular'} | {', '.join(c['synonyms']) or '-'} |"
         for c in recipe.concepts
     ]
-    return CARD.format(
+    text = CARD.format(
         front=data.to_yaml(),
         names=", ".join(recipe.names),
         base=base,
@@ -211,3 +223,7 @@ def card(recipe: Recipe) -> str:
         derived=_derived(recipe),
         scores=_scores(recipe),
     )
+    if repo is None:
+        return text
+    text = text.replace('folder = "this-folder"', DOWNLOADED)
+    return text.replace("this-folder", repo)
