@@ -57,7 +57,8 @@ step("bad token", lambda: push("me/no-moon", token="hf_old"))
 step("reader", lambda: push("me/no-moon", token="hf_reader"))
 step("pushed", lambda: push("me/no-moon", private=True, token="hf_writer"))
 step("private", lambda: same(get("me/no-moon"), lora))
-step("wrong login", lambda: same(get("me/no-moon", token="hf_old"), lora))  # what is in the cache is read without asking
+step("wrong login", lambda: same(get("me/no-moon", token="hf_old"), lora))
+# from here on it is in the cache, and read from there where the Hub refuses
 step("fetched", lambda: same(get("me/no-moon", token="hf_reader"), lora))
 step("plain diffusers", drawn)
 step("again", lambda: push("me/no-moon", token="hf_writer"))
