@@ -10,6 +10,7 @@ from pathlib import Path
 import hub as stand_in
 import pytest
 from golden import plain
+from test_cli import run
 
 from erasers.erase import Eraser
 from erasers.prompts import InputError
@@ -22,6 +23,7 @@ import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 from golden import plain
+from test_cli import run
 from erasers.erase import Eraser
 from erasers.prompts import InputError
 
@@ -156,6 +158,14 @@ def test_no_pickle_no_code_and_no_base_model_is_ever_fetched(told):
     assert not hub.fetched("*.bin")
     assert not hub.fetched("*.py")
     assert not hub.fetched("/me/base/resolve/*/unet/*")
+
+
+def test_push_command():
+    """What it hands over is tested above; offline, it ends in one line and exit code 2."""
+    code, _, said = run("push", LORA, "me/no-moon", "--private")
+    assert code == 2
+    assert "cannot push to me/no-moon: HF_HUB_OFFLINE forbids to ask the Hub" in said
+    assert "expected a Hub id (owner/name) to push to, got 'no-moon'" in run("push", LORA, "no-moon")[2]
 
 
 def test_offline_and_here():
