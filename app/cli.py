@@ -439,6 +439,23 @@ def export(
     _say(f"{out_file}: {sum(f.stat().st_size for f in files) / 1e6:.2f} MB, {to}{held}")
 
 
+def push(
+    eraser: Annotated[str, typer.Argument(help="Eraser folder or file.")],
+    repo: Annotated[str, typer.Argument(help="Where to: owner/name on the Hub, made if it is not there.")],
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch of it, made if it is not there.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The base model: load the eraser into it before uploading.")
+    ] = None,
+) -> None:
+    """Upload an eraser to the Hugging Face Hub with its model card. Log in first: `hf auth login`, or HF_TOKEN."""
+    loaded = _erasers([eraser])[0]
+    base = None if model is None else _load(model, None, None)
+    with err.status(f"uploading to {repo}"):
+        address = loaded.push_to_hub(repo, private=private, revision=revision, verify=base)
+    _say(address)
+
+
 def inspect(
     files: Annotated[list[str], typer.Argument(help="Eraser folders or LoRA files.")],
     as_json: JsonOption = False,
@@ -627,6 +644,7 @@ def build(args: list[str]) -> typer.Typer:
         ("evaluate", evaluate),
         ("compare", compare.compare),
         ("export", export),
+        ("push", push),
         ("inspect", inspect),
         ("list", list_),
         ("score", answers.score),
