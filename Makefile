@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench compat clean
 
 setup: .venv/ready
 
@@ -36,5 +36,11 @@ check: setup
 bench: setup
 	$(BIN)/python bench/uce_speed.py
 
+# What plain diffusers makes of the golden erasers, with release 0.34 and with the newest (docs/compatibility.md).
+# TORCH_OF=.venv/bin/python links the torch that is there and downloads none.
+compat:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) tests/compat.py $(if $(TORCH_OF),--torch-of $(TORCH_OF))
+
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv .compat demo build *.egg-info

@@ -72,7 +72,9 @@ def erase(
     method: Annotated[
         str, typer.Option(help="Method (see `erasers list methods`) or your own as package.module:Class.")
     ] = DEFAULT_METHOD,
-    preset: Annotated[str | None, typer.Option(help="Settings to start from. Default: what suits the model.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to start from, such as paper. Default: what suits the model.")
+    ] = None,
     anchor: Annotated[
         str | None, typer.Option(help="What to draw instead, '' for nothing. Default: the known anchor, else nothing.")
     ] = None,
@@ -141,7 +143,7 @@ def erase(
     folder = out_folder or Path(
         f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_").replace(":", "-")
     )
-    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process, write_text
+    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process, suited, write_text
     from ..erase import concept as known
     from ..erase import erase as run
     from ..eval import COST_FILE, Cost
@@ -171,7 +173,7 @@ def erase(
         eraser = run(
             [known(n, backbone, anchor) for n in names],
             backbone,
-            method=configure(method, preset or backbone.preset, given),
+            method=configure(method, suited(method, preset or backbone.preset, backbone.family), given),
             preserve=None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()],
             seed=seed,
             loop=loop,
@@ -466,6 +468,23 @@ def export(
     _say(f"{out_file}: {sum(f.stat().st_size for f in files) / 1e6:.2f} MB, {to}{held}")
 
 
+def push(
+    eraser: Annotated[str, typer.Argument(help="Eraser folder or file.")],
+    repo: Annotated[str, typer.Argument(help="Where to: owner/name on the Hub, made if it is not there.")],
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch of it, made if it is not there.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The base model: load the eraser into it before uploading.")
+    ] = None,
+) -> None:
+    """Upload an eraser to the Hugging Face Hub with its model card. Log in first: `hf auth login`, or HF_TOKEN."""
+    loaded = _erasers([eraser])[0]
+    base = None if model is None else _load(model, None, None)
+    with err.status(f"uploading to {repo}"):
+        address = loaded.push_to_hub(repo, private=private, revision=revision, verify=base)
+    _say(address)
+
+
 def inspect(
     files: Annotated[list[str], typer.Argument(help="Eraser folders or LoRA files.")],
     as_json: JsonOption = False,
@@ -655,6 +674,7 @@ def build(args: list[str]) -> typer.Typer:
         ("evaluate", evaluate),
         ("compare", compare.compare),
         ("export", export),
+        ("push", push),
         ("inspect", inspect),
         ("list", list_),
         ("score", answers.score),

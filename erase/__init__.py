@@ -10,7 +10,7 @@ from ._finetune import Finetune, Finetuner, pick
 from ._hyper import Hyper, written_norms
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
-from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of
+from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of, suited
 from ._overlap import overlap
 from ._payload import Payload
 from ._pictures import KINDS as PICTURE_KINDS
@@ -64,6 +64,7 @@ __all__ = [
     "pick",
     "settings_of",
     "solve",
+    "suited",
     "train",
     "write_folder",
     "write_text",

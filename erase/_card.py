@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
+
+from ._comfy import unread
 
 if TYPE_CHECKING:
     from ._recipe import Recipe
@@ -33,7 +37,7 @@ import erasers
 
 handle = erasers.Eraser.from_pretrained("this-folder").attach(pipe)
 handle.detach()  # the base again, bit for bit
-```
+```{scores}
 
 ## What it is not
 
@@ -42,9 +46,13 @@ baked weights. It is no safety guarantee: other words, other languages and train
 
 ## Settings
 
+<details><summary>All {count} settings of {method}</summary>
+
 {settings}
 
-Preserved explicitly: {preserve}. Made with {versions}.{derived}{scores}
+</details>
+
+Preserved explicitly: {preserve}. Made with {versions}.{derived}
 
 [erasers]: https://pypi.org/project/erasers/
 """
@@ -53,10 +61,16 @@ Preserved explicitly: {preserve}. Made with {versions}.{derived}{scores}
 LOADER = """In any diffusers app, without `erasers`:
 
 ```python
-pipe.load_lora_weights("this-folder", adapter_name="eraser")
+{pipe}weights = "pytorch_lora_weights.safetensors"
+pipe.load_lora_weights("this-folder", weight_name=weights, adapter_name="eraser")
 ```
 
 Loading a second LoRA switches this one off until `pipe.set_adapters(["eraser", "the-other"])`."""
+
+BASE = """from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+"""
 
 KOHYA = """
 `eraser_kohya.safetensors` holds the same update for ComfyUI and A1111."""
@@ -70,7 +84,8 @@ NO_LOADER = """This family's pipelines have no `load_lora_weights`. Without `era
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-state = load_file("this-folder/pytorch_lora_weights.safetensors")
+folder = "this-folder"
+state = load_file(f"{folder}/pytorch_lora_weights.safetensors")
 state = {k.removeprefix("transformer."): v for k, v in state.items()}
 names = sorted({k.rpartition(".lora_")[0] for k in state})
 rank = len(state[names[0] + ".lora_A.weight"])
@@ -100,20 +115,20 @@ erased concept, next to nothing elsewhere. No app loads that by itself. Without 
 ```python
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{base}", custom_pipeline="this-folder", trust_remote_code=True)
-pipe.load_eraser("this-folder")
+folder = "this-folder"
+pipe = DiffusionPipeline.from_pretrained(
+    "{base}", custom_pipeline=folder, trust_remote_code=True
+)
+pipe.load_eraser(folder)
 ```
 
 For apps that load LoRAs only, one prompt's LoRA can be written to a file. It acts on every prompt then, so what it
 erases and keeps is to be scored anew:
 
 ```sh
-erasers export this-folder --to peft --prompt "{name}" --model {base} --out static.safetensors
+erasers export this-folder --to peft --prompt {name} \\
+  --model {base} --out static.safetensors
 ```"""
-
-COMFY_FAMILIES = ("sd3", "flux", "flux-cfg", "aura-flow", "hidream", "qwen-image", "z-image")
-"""Whose PEFT keys ComfyUI reads as they are."""
-
 
 FEW = """
 
@@ -143,10 +158,35 @@ def _loading(recipe: Recipe) -> str:
     if recipe.kind == "delta":
         return DELTA.replace("{base}", recipe.base["id"]).replace("{component}", component)
     if recipe.kind == "hyper":
-        return HYPER.replace("{base}", recipe.base["id"]).replace("{name}", recipe.names[0])
-    if recipe.family.startswith("pixart"):
-        return NO_LOADER
-    return LOADER + (KOHYA if component == "unet" else COMFY if recipe.family in COMFY_FAMILIES else "")
+        return HYPER.replace("{base}", recipe.base["id"]).replace("{name}", shlex.quote(recipe.names[0]))
+    made = BASE.format(base=recipe.base["id"]) if _on_hub(recipe) else ""
+    plain = NO_LOADER if recipe.family.startswith("pixart") else LOADER.replace("{pipe}", made)
+    return plain + (KOHYA if component == "unet" else _comfy(recipe))
+
+
+def _on_hub(recipe: Recipe) -> bool:
+    """Whether the base looks like a Hub id."""
+    base = recipe.base["id"]
+    return base.count("/") == 1 and not Path(base).exists()
+
+
+def text(words: object) -> str:
+    """Words as they are, in Markdown: nothing in them is a mark, and in a table they stay in their cell."""
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", str(words))
+
+
+def _comfy(recipe: Recipe) -> str:
+    """Whether ComfyUI reads the PEFT file, and all of it."""
+    lost = unread(recipe.family, recipe.targets)
+    if lost is None:
+        return ""
+    return COMFY if not lost else COMFY.replace(".", f", but for these layers, which it leaves out: {', '.join(lost)}.")
+
+
+DOWNLOADED = """
+from huggingface_hub import snapshot_download
+
+folder = snapshot_download("this-folder")"""
 
 
 TAGS = {"lora": ["lora", "template:sd-lora"], "delta": [], "hyper": ["hypernetwork"]}
@@ -183,10 +223,14 @@ def _version(recipe: Recipe) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-def card(recipe: Recipe) -> str:
-    """The card of one eraser, Markdown with the Hub's front matter."""
-    base = recipe.base["id"]
-    on_hub = base.count("/") == 1 and not Path(base).exists()
+def card(recipe: Recipe, repo: str | None = None) -> str:
+    """The card of one eraser, Markdown with the Hub's front matter.
+
+    Args:
+        recipe: its record.
+        repo: the Hub id under which it will be found; without one, its folder.
+    """
+    base, on_hub = recipe.base["id"], _on_hub(recipe)
     data = ModelCardData(
         base_model=base if on_hub else None,
         base_model_relation="adapter" if on_hub else None,
@@ -194,22 +238,26 @@ def card(recipe: Recipe) -> str:
         pipeline_tag="text-to-image",
         tags=[*TAGS[recipe.kind], "diffusers", "text-to-image", "concept-erasure"],
     )
-    rows = [
-        f"| {c['name']} | {c['anchor'] or 'nothing in particular'} | {', '.join(c['synonyms']) or '-'} |"
-        for c in recipe.concepts
+    cells = [
+        (c["name"], c["anchor"] or "nothing in particular", ", ".join(c["synonyms"]) or "-") for c in recipe.concepts
     ]
-    return CARD.format(
+    rows = [f"| {' | '.join(text(cell) for cell in row)} |" for row in cells]
+    whole = CARD.format(
         front=data.to_yaml(),
-        names=", ".join(recipe.names),
+        names=text(", ".join(recipe.names)),
         base=base,
         version=_version(recipe),
         method=recipe.method,
         seed=recipe.seed,
         rows="\n".join(rows),
         plain=_plain(recipe),
-        settings="\n".join(f"- `{k}`: {v}" for k, v in recipe.settings.items()),
-        preserve=", ".join(recipe.preserve) or "nothing",
+        count=len(recipe.settings),
+        settings="\n".join(f"- `{k}`: {text(v)}" for k, v in recipe.settings.items()),
+        preserve=text(", ".join(recipe.preserve)) or "nothing",
         versions=", ".join(f"{k} {v}" for k, v in recipe.versions.items()),
         derived=_derived(recipe),
         scores=_scores(recipe),
     )
+    if repo is None:
+        return whole
+    return whole.replace('\n\nfolder = "this-folder"', DOWNLOADED).replace("this-folder", repo)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..prompts import InputError
 from ._delta import Change, Delta
-from ._kohya import unet_layer
+from ._kohya import TWICE, unet_layer
 from ._lora import Factors
 
 
@@ -88,9 +88,23 @@ def as_factors(
     return factors, about | {"parameters left out": len(left)}
 
 
-def lycoris_keys(delta: Delta, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def lycoris_layer(name: str, family: str) -> str:
+    """The name of a UNet's layer that both ComfyUI and A1111 find: where A1111 has no rule for diffusers' name, the
+    layer's first one.
+    """
+    key = unet_layer(name, family)
+    first = {"lora_unet_conv_norm_out": "lora_unet_out_0", **(TWICE if family == "sdxl" else {})}
+    return first.get(key, key)
+
+
+def lycoris_keys(delta: Delta, base: Mapping[str, Tensor], family: str = "sd") -> dict[str, Tensor]:
     """New minus old values under LyCORIS' names: `lora_unet_<layer>.diff` and `.diff_b` (weight and bias), for norms
     `.w_norm` and `.b_norm`. In float32; adding them rounds, so it is exact to a unit in the last place only.
+
+    Args:
+        delta: the change.
+        base: the base's values of all parameters.
+        family: of the base.
 
     Raises:
         InputError: a parameter of a transformer, for which no name is known to be read.
@@ -103,7 +117,7 @@ def lycoris_keys(delta: Delta, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise InputError(f"LyCORIS files have no name that is known to be read for {name!r}: export to component")
         weight = base[f"{component}.{layer}.weight"]
         names = {"weight": "w_norm", "bias": "b_norm"} if weight.ndim == 1 else {"weight": "diff", "bias": "diff_b"}
-        key = unet_layer(f"{component}.{layer}")
+        key = lycoris_layer(f"{component}.{layer}", family)
         out[f"{key}.{names[kind]}"] = difference(change, base[name])
         # readers look at a bias only beside its weight, and at a norm's weight only beside its bias
         for partner in names.values() if weight.ndim == 1 else [names["weight"]]:

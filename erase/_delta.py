@@ -17,6 +17,7 @@ from ..pipelines import Backbone, overlay
 from ..prompts import InputError
 from . import _files as files
 from ._payload import Undo
+from ._recipe import Recipe
 
 PARTS = ("bitmap", "shape", "values", "norm")
 
@@ -110,12 +111,12 @@ class Delta:
         changed = sum(len(c.values) for c in self.changes.values())
         return f"{changed:,} of {total:,} weights, {len(self.changes)} parameters"
 
-    def write(self, folder: Path, header: Mapping[str, str]) -> None:
+    def write(self, folder: Path, recipe: Recipe) -> None:
         tensors = {}
         for n, c in self.changes.items():
             tensors[f"{n}.values"], tensors[f"{n}.bitmap"] = c.values, c.bitmap
             tensors[f"{n}.shape"], tensors[f"{n}.norm"] = torch.tensor(c.shape), torch.tensor(c.norm)
-        files.write_tensors(folder / files.DELTA_FILE, tensors, header)
+        files.write_tensors(folder / files.DELTA_FILE, tensors, recipe.header())
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, Mapping[str, str]]:

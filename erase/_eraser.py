@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ..pipelines import (
     ROUNDED,
@@ -38,6 +36,7 @@ from ._card import card
 from ._convert import as_factors
 from ._delta import Delta
 from ._export import Layout, base_values, check_bare, export
+from ._hub import fetch, push
 from ._hyper import STATIC, Hyper
 from ._lora import Lora
 from ._payload import Payload
@@ -61,15 +60,24 @@ class Eraser:
     # ------------------------------------------------------------ files
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str]) -> Eraser:
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> Eraser:
         """Load from a folder, a `.safetensors` file with our header, or a Hub id.
 
+        Args:
+            source: where; what is on this computer goes before the Hub.
+            revision: of a Hub id: a branch, a tag or a commit.
+            token: of an account that may read it; by default the one that is logged in.
+
         Raises:
-            InputError: nothing there, a pickle, a damaged file, or a LoRA that is no eraser.
+            InputError: nothing there, a pickle, a damaged file, or a LoRA that is no eraser; on the Hub, no access.
         """
         path = Path(source)
         if not path.exists():
-            path = _download(os.fspath(source))
+            path = fetch(os.fspath(source), revision=revision, token=token)
+        elif revision is not None:
+            raise InputError(f"{path} is here on this computer and has no revision {revision!r}: leave it out")
         if path.is_dir():
             config = path / files.CONFIG_FILE
             if not config.exists():
@@ -104,7 +112,7 @@ class Eraser:
 
     def _write(self, folder: Path) -> None:
         """Weights, record and model card."""
-        self.payload.write(folder, self.recipe.header())
+        self.payload.write(folder, self.recipe)
         files.write_text(folder / files.CONFIG_FILE, json.dumps(asdict(self.recipe), indent=1, ensure_ascii=False))
         files.write_text(folder / "README.md", card(self.recipe))
         if self.recipe.drawing:
@@ -217,15 +225,32 @@ class Eraser:
         return Eraser(replace(self.recipe, kind="lora", derived=about, scores={}), lora)
 
     def push_to_hub(
-        self, repo: str, *, private: bool = False, token: str | None = None, verify: Backbone | None = None
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        verify: Backbone | None = None,
     ) -> str:
-        """Upload the folder, verified as in `save_pretrained`, to the Hub and return its address."""
-        api = HfApi(token=token)
-        api.create_repo(repo, private=private, exist_ok=True)
+        """Upload the folder, verified as in `save_pretrained`, to the Hub and return its address. Its model card names
+        the repository in every line to copy.
+
+        Args:
+            repo: "owner/name"; made if it is not there.
+            private: whether a new repository is private.
+            token: of an account that may write it; by default the one that is logged in.
+            revision: a branch, made if it is not there; by default the main one.
+            verify: load the written folder back before anything is uploaded.
+
+        Raises:
+            InputError: not logged in, no right to write there, or the Hub cannot be reached.
+            VerifyError: see `save_pretrained`.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             folder = self.save_pretrained(Path(scratch) / "eraser", verify=verify)
-            info = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add a concept eraser")
-        return str(info.commit_url)
+            files.write_text(folder / "README.md", card(self.recipe, repo))
+            return push(folder, repo, private=private, token=token, revision=revision)
 
     # ------------------------------------------------------------ use
 
@@ -395,16 +420,6 @@ def _free_name(wanted: str, taken: set[str]) -> str:
     while name in taken:
         name, k = f"{wanted}-{k}", k + 1
     return name
-
-
-def _download(name: str) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".safetensors", *files.PICKLES)):
-        raise InputError(f"no eraser at {name}: expected a folder, a .safetensors file or a Hub id (owner/name)")
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "README.md"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"no eraser at {name}: it is no folder or file here, and the Hub says: {first}") from error
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from . import _files as files
 from ._convert import lycoris_keys
 from ._delta import Delta
 from ._hyper import STATIC, Hyper
-from ._kohya import kohya_keys
+from ._kohya import kohya_header, kohya_keys
 from ._lora import Lora
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def export(
     files.check_target(target, force)
     tensors = differences(eraser, base, dtype) if to == "lycoris" else pairs(eraser, to, dtype)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    files.write_tensors(target, tensors, eraser.recipe.header())
+    more = {} if to == "peft" else kohya_header(eraser.payload.shapes, eraser.recipe.family)
+    files.write_tensors(target, tensors, {**eraser.recipe.header(), **more})
     return target
 
 
@@ -72,7 +73,7 @@ def differences(eraser: Eraser, base: Backbone | None, dtype: torch.dtype | None
         raise InputError(f"a hypernetwork is no full difference: {STATIC}")
     if not isinstance(eraser.payload, Delta):
         raise InputError("a lora is no full difference: export it to kohya, which the same apps read")
-    tensors = lycoris_keys(eraser.payload, base_values(eraser, base))
+    tensors = lycoris_keys(eraser.payload, base_values(eraser, base), eraser.recipe.family)
     return tensors if dtype is None else {n: t.to(dtype) for n, t in tensors.items()}
 
 

@@ -18,6 +18,7 @@ from ._hypernet import Hypernetwork, Plan, norms
 from ._lora import Factors, Lora
 from ._payload import Undo
 from ._portable import pipeline_file
+from ._recipe import Recipe
 
 if TYPE_CHECKING:
     from ._eraser import Eraser
@@ -66,11 +67,11 @@ class Hyper:
         count = sum(t.numel() for t in self.network.state_dict().values())
         return f"{p.architecture} hypernetwork of {count:,} numbers, writes rank {p.rank} in {len(p.layers)} layers"
 
-    def write(self, folder: Path, header: Mapping[str, str]) -> None:
+    def write(self, folder: Path, recipe: Recipe) -> None:
         (folder / files.HYPER_CONFIG).parent.mkdir()
         config = {**asdict(self.plan), "family": self.family, "written": dict(self.about)}
         (folder / files.HYPER_CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        files.write_tensors(folder / files.HYPER_FILE, self.network.state_dict(), header)
+        files.write_tensors(folder / files.HYPER_FILE, self.network.state_dict(), recipe.header())
         (folder / "pipeline.py").write_text(pipeline_file(self.family), encoding="utf-8")
 
     @classmethod

@@ -14,6 +14,7 @@ from ..prompts import InputError
 from . import _files as files
 from ._delta import Delta
 from ._hyper import Hyper
+from ._kohya import TWICE
 from ._recipe import Recipe
 from ._saliency import MASK, Mask
 
@@ -131,7 +132,7 @@ def _pairs(tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
             name = key.removesuffix(down)
             if name != key and name + up in tensors:
                 out[name] = tensors[key].float(), tensors[name + up].float()
-    return out
+    return {n: pair for n, pair in out.items() if n not in TWICE.values() or not TWICE.keys() & out.keys()}
 
 
 def _product_norm(a: Tensor, b: Tensor) -> float:

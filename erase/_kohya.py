@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..prompts import InputError
-from ._card import COMFY_FAMILIES
+from ._comfy import UNREAD
 from ._files import one_rank
 
 Pair = tuple[Tensor, Tensor]
@@ -120,11 +120,35 @@ ROWS = {FLUX["single_blocks_#_linear1"]: (3072, 3072, 3072, 12288)}
 """Rows of each Linear in a fused layer where diffusers' reader knows no others; elsewhere all have the same number."""
 
 UNETS = {"unet": "lora_unet", "text_encoder": "lora_te"}
+SDXL = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+TWICE = {"lora_unet_up_blocks_0_upsamplers_0_conv": "lora_unet_output_blocks_2_2_conv"}
+"""Of SDXL: a layer that A1111 finds under its first name only (it reckons the other as in Stable Diffusion 1) and
+diffusers under its own. A file with both is read by each app once: ComfyUI knows them for one layer, A1111 drops the
+first, diffusers the second."""
+VERSIONS = {"sdxl": "sdxl_base_v1-0", "flux": "flux1", "flux-cfg": "flux1"}
+SD2_WIDTH = 1024  # of the prompt's states; 768 in Stable Diffusion 1
 
 
-def needs_kohya(names: Iterable[str]) -> bool:
+def needs_kohya(names: Iterable[str], family: str = "") -> bool:
     """Whether a folder holds a kohya file too: of UNets, whose PEFT keys ComfyUI and A1111 do not read."""
-    return all(n.partition(".")[0] in UNETS for n in names)
+    return all(n.partition(".")[0] in (SDXL if family == "sdxl" else UNETS) for n in names)
+
+
+def kohya_header(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str, str]:
+    """What A1111 reads in a file's header: without it, its page of LoRAs takes the file for one of Stable Diffusion 1
+    and hides it from all other models.
+
+    Args:
+        shapes: of the edited weights, by full name.
+        family: of the base.
+    """
+    if family in VERSIONS:
+        return {"ss_base_model_version": VERSIONS[family]}
+    if family != "sd":
+        return {}
+    reads = re.compile(r"attn2\.to_[kv](\.weight)?$")
+    second = any(reads.search(n) and s[1] == SD2_WIDTH for n, s in shapes.items())
+    return {"ss_base_model_version": "sd_v2", "ss_v2": "True"} if second else {"ss_base_model_version": "sd_v1"}
 
 
 def kohya_keys(factors: Mapping[str, Pair], family: str = "") -> dict[str, Tensor]:
@@ -132,7 +156,7 @@ def kohya_keys(factors: Mapping[str, Pair], family: str = "") -> dict[str, Tenso
 
     Args:
         factors: A [r, in] and B [out, r] for each full module name.
-        family: of a transformer; UNets need none.
+        family: of the base; Stable Diffusion 1 and 2 need none.
 
     Raises:
         InputError: some Linear has no name there that diffusers reads, or another size than it reads.
@@ -141,8 +165,9 @@ def kohya_keys(factors: Mapping[str, Pair], family: str = "") -> dict[str, Tenso
     out = {}
     for layer, (parts, rows) in _layers(pairs, family).items():
         a, b = fused([pairs.get(p) for p in parts], rows) if len(parts) > 1 else pairs[parts[0]]
-        out[f"{layer}.lora_down.weight"], out[f"{layer}.lora_up.weight"] = a, b
-        out[f"{layer}.alpha"] = torch.tensor(float(a.shape[0]))
+        for name in (layer, TWICE[layer]) if family == "sdxl" and layer in TWICE else (layer,):
+            out[f"{name}.lora_down.weight"], out[f"{name}.lora_up.weight"] = a.clone(), b.clone()
+            out[f"{name}.alpha"] = torch.tensor(float(a.shape[0]))
     return out
 
 
@@ -164,9 +189,9 @@ def fused(pairs: Sequence[Pair | None], rows: Sequence[int]) -> Pair:
 
 def _layers(pairs: Mapping[str, Pair], family: str) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """Layer in the file -> full names of the Linears it holds, those without an update too, and the rows of each."""
-    instead = "export to peft instead" + (", which ComfyUI reads too" if family in COMFY_FAMILIES else "")
+    instead = "export to peft instead" + (", which ComfyUI reads too" if family in UNREAD else "")
     if family not in TRANSFORMERS:
-        return {unet_layer(n, instead): ((n,), (b.shape[0],)) for n, (_, b) in pairs.items()}
+        return {unet_layer(n, family, instead): ((n,), (b.shape[0],)) for n, (_, b) in pairs.items()}
     where = {f"transformer.{p}": layer for layer, parts in TRANSFORMERS[family].items() for p in parts}
     patterns = {n: re.sub(r"\.\d+\.", ".#.", n, count=1) for n in pairs}
     if lost := sorted({p for p in patterns.values() if p not in where}):
@@ -183,15 +208,16 @@ def _layers(pairs: Mapping[str, Pair], family: str) -> dict[str, tuple[tuple[str
     return out
 
 
-def unet_layer(name: str, instead: str = "export to component instead") -> str:
+def unet_layer(name: str, family: str = "", instead: str = "export to component instead") -> str:
     """The name of a UNet's layer, or of its text encoder's.
 
     Raises:
         InputError: it is of another component.
     """
     component, _, path = name.partition(".")
-    if component not in UNETS:
+    prefixes = SDXL if family == "sdxl" else UNETS
+    if component not in prefixes:
         raise InputError(f"kohya files have no name for {component!r}: {instead}")
     # SDXL's pooled path keeps its original name in every kohya reader
     path = re.sub(r"^add_embedding\.linear_([12])$", lambda m: f"label_emb.0.{2 * int(m[1]) - 2}", path)
-    return f"{UNETS[component]}_{path.replace('.', '_')}"
+    return f"{prefixes[component]}_{path.replace('.', '_')}"

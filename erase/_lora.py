@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..pipelines import Backbone, acting, components, plug, unplug
 from . import _files as files
-from ._kohya import kohya_keys, needs_kohya
+from ._kohya import kohya_header, kohya_keys, needs_kohya
 from ._payload import Undo
+from ._recipe import Recipe
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 """Low-rank update per layer, by full name: A [r, in] and B [out, r], of a convolution A [r, in, kh, kw] and
@@ -58,10 +59,11 @@ class Lora:
     def summary(self) -> str:
         return f"rank {self.rank}, {len(self.factors)} layers"
 
-    def write(self, folder: Path, header: Mapping[str, str]) -> None:
-        files.write_tensors(folder / files.LORA_FILE, files.peft_keys(self.factors), header)
-        if needs_kohya(self.factors):
-            files.write_tensors(folder / files.KOHYA_FILE, kohya_keys(self.factors), header)
+    def write(self, folder: Path, recipe: Recipe) -> None:
+        files.write_tensors(folder / files.LORA_FILE, files.peft_keys(self.factors), recipe.header())
+        if needs_kohya(self.factors, recipe.family):
+            header = {**recipe.header(), **kohya_header(self.shapes, recipe.family)}
+            files.write_tensors(folder / files.KOHYA_FILE, kohya_keys(self.factors, recipe.family), header)
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, Mapping[str, str]]:

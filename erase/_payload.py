@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, Self, runtime_checkable
 from torch import Tensor
 
 from ..pipelines import Backbone
+from ._recipe import Recipe
 
 Undo = Callable[[], None]
 
@@ -41,8 +42,8 @@ class Payload(Protocol):
         """Its size in a few words: "rank 4, 32 layers"."""
         ...
 
-    def write(self, folder: Path, header: Mapping[str, str]) -> None:
-        """Write its files into a folder."""
+    def write(self, folder: Path, recipe: Recipe) -> None:
+        """Write its files into a folder, with their record."""
         ...
 
     @classmethod

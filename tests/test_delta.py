@@ -458,6 +458,7 @@ def test_lycoris_is_the_difference(whole, tmp_path):
     assert {k.rpartition(".")[2] for k in tensors} == {"diff", "diff_b", "w_norm", "b_norm"}
     net = sd.pipe.unet
     modules = {n.replace(".", "_"): m for n, m in net.named_modules()}
+    modules["out_0"] = modules.pop("conv_norm_out")  # by its first name, the one that A1111 finds
     params = {n: p.detach().clone() for n, p in net.named_parameters()}
     with torch.no_grad():  # as the apps that read such files add them
         for key, value in tensors.items():

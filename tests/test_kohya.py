@@ -144,6 +144,27 @@ def test_what_diffusers_would_not_read_is_refused_by_name(family, tmp_path):
         assert not file.parent.exists()
 
 
+@pytest.mark.parametrize("layers", ["upsampler", "upsampler and attention", "pooled"])
+def test_layers_of_sdxl_that_go_by_their_first_names(layers, tmp_path):
+    """The upsampler is in the file twice, for A1111; diffusers takes it in once."""
+    backbone = build("sdxl")
+    named = {"upsampler": ["up_blocks.0.upsamplers.0.conv"], "pooled": ["add_embedding.linear_1"]}
+    named["upsampler and attention"] = [*named["upsampler"], "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"]
+    g, pairs = torch.Generator().manual_seed(0), {}
+    for name in named[layers]:
+        weight = backbone.denoiser.get_submodule(name).weight
+        a = torch.randn(2, *weight.shape[1:], generator=g)
+        pairs[f"unet.{name}"] = a, 0.2 * torch.randn(len(weight), 2, *(1 for _ in weight.shape[2:]), generator=g)
+    eraser, bare = eraser_of(backbone, pairs), output(backbone)
+    file = eraser.export(tmp_path / "kohya.safetensors", "kohya")
+    assert sum("output_blocks" in k for k in load_file(file)) == 3 * ("upsampler" in layers)
+    want, _ = loaded(backbone, eraser.export(tmp_path / "peft.safetensors"))
+    torch.testing.assert_close(loaded(build("sdxl"), file)[0], want, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(want, bare, atol=1e-3)
+    whole = sum((b.flatten(1) @ a.flatten(1)).square().sum().item() for a, b in pairs.values()) ** 0.5
+    assert describe(file)["norm"] == pytest.approx(whole, rel=1e-3)
+
+
 def test_refusals(tmp_path):
     with pytest.raises(InputError, match=r"flux have no name .* for transformer\.context_embedder, .*, which ComfyUI"):
         erase("moon", build("flux")).export(tmp_path / "x.safetensors", "kohya")
