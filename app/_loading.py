@@ -26,7 +26,7 @@ class Flag(NamedTuple):
 
 FLAGS = {
     "variant": Flag("--model-variant", str | None, "Which files of weights, such as fp16.", None),
-    "revision": Flag("--revision", str | None, "Branch, tag or commit of a Hub id.", None),
+    "revision": Flag("--model-revision", str | None, "Branch, tag or commit of a Hub id.", None),
     "config": Flag("--model-config", str | None, "Of a single file: the folder or Hub id of its pipeline.", None),
     "quantize": Flag(
         "--quantize", str, "Read weights into few bits: bnb4, bnb8 (a GPU), ao-int8, ao-float8, or none.", "none"
@@ -46,7 +46,7 @@ def loads(command: Callable[..., None]) -> Callable[..., None]:
     """A command that is given `reading`, a mapping for `loading`, with these flags in its place."""
 
     def with_flags(**values: Any) -> None:  # noqa: ANN401
-        reading = {name: values.pop(name, flag.default) for name, flag in FLAGS.items()}
+        reading = {name: values.pop(f"loading_{name}", flag.default) for name, flag in FLAGS.items()}
         command(**values, reading=reading)
 
     signature = inspect.signature(command, eval_str=True)
@@ -57,7 +57,7 @@ def loads(command: Callable[..., None]) -> Callable[..., None]:
     for name, flag in FLAGS.items():
         kind: Any = flag.kind
         note = Annotated[kind, typer.Option(flag.name, help=flag.help, rich_help_panel=PANEL)]
-        flags.append(inspect.Parameter(name, only, default=flag.default, annotation=note))
+        flags.append(inspect.Parameter(f"loading_{name}", only, default=flag.default, annotation=note))
     named = [p.replace(kind=only) for p in plain if p not in rest]
     with_flags.__signature__ = inspect.Signature([*named, *flags, *rest])  # type: ignore[attr-defined]
     with_flags.__annotations__ = {p.name: p.annotation for p in [*named, *flags]}

@@ -468,6 +468,7 @@ def export(
     _say(f"{out_file}: {sum(f.stat().st_size for f in files) / 1e6:.2f} MB, {to}{held}")
 
 
+@loads
 def push(
     eraser: Annotated[str, typer.Argument(help="Eraser folder or file.")],
     repo: Annotated[str, typer.Argument(help="Where to: owner/name on the Hub, made if it is not there.")],
@@ -476,10 +477,14 @@ def push(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The base model: load the eraser into it before uploading.")
     ] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Upload an eraser to the Hugging Face Hub with its model card. Log in first: `hf auth login`, or HF_TOKEN."""
     loaded = _erasers([eraser])[0]
-    base = None if model is None else _load(model, None, None)
+    base = None if model is None else _load(model, dtype, device, reading)
     with err.status(f"uploading to {repo}"):
         address = loaded.push_to_hub(repo, private=private, revision=revision, verify=base)
     _say(address)

@@ -188,7 +188,7 @@ def _why(error: BaseException, where: Path, how: Loading) -> str:
             return f"its weights are pickled (.bin), which may run code when loaded: save it as safetensors ({line})"
         if how.variant is None and there and "" not in there:
             return f"all its weights are of a variant: add --model-variant {sorted(there)[0]} ({line})"
-    hints = [f"{flag} {v}" for flag, v in (("--revision", how.revision), ("--model-variant", how.variant)) if v]
+    hints = [f"{flag} {v}" for flag, v in (("--model-revision", how.revision), ("--model-variant", how.variant)) if v]
     return f"{line}; is {' and '.join(hints)} right?" if hints else line
 
 

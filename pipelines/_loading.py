@@ -56,12 +56,11 @@ class Loading:
             raise InputError("--compile and --offload take hold of the same calls: leave one of them out")
 
     def refuse(self, names: Collection[str], why: str) -> None:
-        """Refuse options that mean nothing here.
+        """Refuse some of variant, revision and config, which mean nothing here.
 
         Raises:
             InputError: one of them is set.
         """
         for field in fields(self):
             if field.name in names and getattr(self, field.name) != field.default:
-                flag = {"variant": "--model-variant", "config": "--model-config"}.get(field.name, f"--{field.name}")
-                raise InputError(f"{flag} {getattr(self, field.name)}: {why}; leave it out")
+                raise InputError(f"--model-{field.name} {getattr(self, field.name)}: {why}; leave it out")

@@ -104,7 +104,7 @@ class TestSingleFile:
         refused("no whole safetensors file", source=tmp_path / "cut.safetensors")
         erase("moon", wrap(tiny.sd()), preserve=[]).save_pretrained(tmp_path / "e")
         refused("a LoRA or an eraser", source=tmp_path / "e/pytorch_lora_weights.safetensors")
-        refused("--revision", "on the Hub", source=tmp_path / "model.safetensors", how=Loading(revision="v2"))
+        refused("--model-revision", "on the Hub", source=tmp_path / "model.safetensors", how=Loading(revision="v2"))
         refused("--model-config", "single file", how=Loading(config="x"), source="a/b")
 
     def test_a_file_on_the_hub(self, tmp_path, monkeypatch):
@@ -167,9 +167,9 @@ class TestVersions:
         assert f"revision v2, commit {'b' * 40}" in (tmp_path / "e/README.md").read_text()
         with pytest.raises(InputError, match="differ by"):
             eraser.check_base(plain)
-        refused("--revision v3", source="you/model", how=Loading(revision="v3"))
+        refused("--model-revision v3", source="you/model", how=Loading(revision="v3"))
         made["main"].rename(tmp_path / "folder")
-        refused("--revision", "is a folder", source=tmp_path / "folder", how=Loading(revision="v2"))
+        refused("--model-revision", "is a folder", source=tmp_path / "folder", how=Loading(revision="v2"))
 
 
 class TestSparing:
@@ -538,11 +538,11 @@ class TestCommands:
         assert set(FLAGS) == {f.name for f in fields(Loading)}
         assert all(FLAGS[f.name].default == f.default for f in fields(Loading))
 
-    @pytest.mark.parametrize("command", ["erase", "draw", "grid", "evaluate", "export", "benchmark"])
+    @pytest.mark.parametrize("command", ["erase", "draw", "grid", "evaluate", "export", "push", "benchmark"])
     def test_every_command_that_loads_has_them(self, command):
         code, out, _ = run(command, "--help")
         assert code == 0
-        for flag in ("--model-variant", "--revision", "--model-config", "--quantize", "--offload", "--compile",
+        for flag in ("--model-variant", "--model-revision", "--model-config", "--quantize", "--offload", "--compile",
                      "--attention-slicing", "--vae-slicing", "--vae-tiling", "--dtype", "--device"):  # fmt: skip
             assert flag in out, flag
         if command == "erase":
