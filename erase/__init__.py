@@ -11,10 +11,12 @@ from ._hyper import Hyper, written_norms
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
 from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of
+from ._needs import Call, Needs, Planned, Sheet, Stage
 from ._overlap import overlap
 from ._payload import Payload
 from ._pictures import KINDS as PICTURE_KINDS
 from ._pictures import Filed, filed
+from ._plan import Ask, Estimate, Machine, Planner, asked, fit, parse_bytes, plan
 from ._recipe import Recipe
 from ._saliency import Mask
 from ._student import Student
@@ -25,11 +27,14 @@ __all__ = [
     "CONFIG_FILE",
     "LAYOUTS",
     "PICTURE_KINDS",
+    "Ask",
     "Attached",
+    "Call",
     "Change",
     "Delta",
     "Diverged",
     "Eraser",
+    "Estimate",
     "Factors",
     "Filed",
     "Finetune",
@@ -37,15 +42,22 @@ __all__ = [
     "Hyper",
     "Loop",
     "Lora",
+    "Machine",
     "Mask",
     "Method",
+    "Needs",
     "Option",
     "Payload",
+    "Planned",
+    "Planner",
     "Recipe",
     "Session",
+    "Sheet",
+    "Stage",
     "Student",
     "Task",
     "Trainer",
+    "asked",
     "check_target",
     "checkpoints",
     "concept",
@@ -56,12 +68,15 @@ __all__ = [
     "erase",
     "filed",
     "find",
+    "fit",
     "main_process",
     "methods",
     "name_of",
     "options",
     "overlap",
+    "parse_bytes",
     "pick",
+    "plan",
     "settings_of",
     "solve",
     "train",

@@ -90,7 +90,8 @@ def _assemble(place: Path | str, dtype: torch.dtype) -> DiffusionPipeline:
     # the stock call's own tensors are small and real: masks, times and places
     here = property(lambda _self: torch.device("cpu"))
     plain = type(cls.__name__, (cls,), {"_execution_device": here, "device": here, "__module__": cls.__module__})
-    pipe = plain(**{k: v for k, v in parts.items() if k in taken})
+    needed = {k: None for k, p in taken.items() if p.default is inspect.Parameter.empty and k != "self"}
+    pipe = plain(**{**needed, **{k: v for k, v in parts.items() if k in taken}})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -162,7 +163,8 @@ def adapted(backbone: Backbone, layers: Mapping[str, nn.Linear], rank: int) -> I
     root: Any = backbone.denoiser
     paths = [n.partition(".")[2] for n in layers]
     sizes = {p: min(rank, m.in_features, m.out_features) for p, m in zip(paths, layers.values(), strict=True)}
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=paths, rank_pattern={f"^{p}$": r for p, r in sizes.items()})
+    ranks = {f"^{p}$": r for p, r in sizes.items() if r != rank}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=paths, rank_pattern=ranks)
     with quiet():
         inject_adapter_in_model(config, root, LABEL, low_cpu_mem_usage=True)
     try:

@@ -5,14 +5,14 @@ tensors have a shape and no numbers. What a real pass allocates and frees, in it
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -21,16 +21,10 @@ from ._backbone import Condition
 
 META = torch.device("meta")
 
-LOWERED = {
-    *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, F.scaled_dot_product_attention),
-    *(torch.matmul, torch.mm, torch.bmm, torch.baddbmm, torch.addmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm),
-}
-"""What autocast computes in half precision."""
+LOWERED = ("linear", "conv1d", "conv2d", "conv3d", "scaled_dot_product_attention")
+"""What autocast computes in half precision, of torch.nn.functional."""
 
-RAISED = {
-    *(F.layer_norm, F.group_norm, F.softmax, F.mse_loss, torch.layer_norm, torch.group_norm, torch.softmax),
-    *(Tensor.softmax, Tensor.pow, torch.pow, torch.rsqrt, Tensor.rsqrt, torch.exp, Tensor.exp),
-}
+RAISED = ("layer_norm", "group_norm", "softmax")
 """What it computes in float32."""
 
 
@@ -61,34 +55,39 @@ def attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int]) -> int
     return 2 * rows * k[-2] * (q[-1] + v[-1])
 
 
-class _Functions(TorchFunctionMode):
-    """Attention as fused kernels do it, and autocast to a half precision."""
-
-    def __init__(self, ledger: Ledger, half: torch.dtype | None) -> None:
-        super().__init__()
-        self.ledger, self.half = ledger, half
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        given = dict(kwargs or {})
-        if self.half is not None and (func in LOWERED or func in RAISED):
-            to = self.half if func in LOWERED else torch.float32
-            args, given = tree_map_only(
-                Tensor, lambda t: t.to(to) if t.is_floating_point() and t.is_meta else t, (tuple(args), given)
-            )
-        if func is F.scaled_dot_product_attention:
-            q, k, v = (a if a.is_meta else a.to(META) for a in (*args, *(given[n] for n in _QKV[len(args) :]))[:3])
-            self.ledger.attended(q, k, v)
-            return _Attention.apply(q, k, v)
-        return func(*args, **given)
+def _cast(value: Any, to: torch.dtype) -> Any:  # noqa: ANN401
+    return tree_map_only(Tensor, lambda t: t.to(to) if t.is_floating_point() and t.is_meta else t, value)
 
 
-_QKV = ("query", "key", "value")
+@contextmanager
+def _kernels(ledger: Ledger, half: torch.dtype | None) -> Iterator[None]:
+    """Inside, attention is as fused kernels do it, and autocast to a half precision is imitated. By other functions in
+    `torch.nn.functional`, because layers that are computed again in a backward pass leave torch's own function modes.
+    """
+    before = {n: getattr(F, n) for n in {*LOWERED, *RAISED}}
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        q, k, v = (t if t.is_meta else t.to(META) for t in (query, key, value))
+        ledger.attended(q, k, v)
+        out: Tensor = _Attention.apply(q, k, v)
+        return out
+
+    def casting(name: str) -> Callable[..., Any]:
+        own, to = attend if name == "scaled_dot_product_attention" else before[name], half if name in LOWERED else None
+
+        def cast(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            return own(*_cast(args, to or torch.float32), **_cast(kwargs, to or torch.float32))
+
+        return cast
+
+    try:
+        F.scaled_dot_product_attention = attend
+        for name in before if half is not None else ():
+            setattr(F, name, casting(name))
+        yield
+    finally:
+        for name, own in before.items():
+            setattr(F, name, own)
 
 
 class Ledger(TorchDispatchMode):
@@ -107,10 +106,10 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = self.flops = 0
         self._known: dict[int, weakref.ref[Any]] = {}
-        self._functions = _Functions(self, half)
+        self._kernels = _kernels(self, half)
 
     def __enter__(self) -> Self:
-        self._functions.__enter__()
+        self._kernels.__enter__()
         super().__enter__()
         return self
 
@@ -118,7 +117,7 @@ class Ledger(TorchDispatchMode):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        self._functions.__exit__(kind, error, trace)
+        self._kernels.__exit__(kind, error, trace)
 
     def keep(self, tensors: Sequence[Tensor]) -> None:
         """Take tensors that were there before as known: they count for nothing."""

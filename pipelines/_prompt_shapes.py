@@ -1,4 +1,4 @@
-"""Shapes of what each family's `encode_prompt` returns, from the denoiser's config: for planning without text encoders."""
+"""Shapes of what each family's `encode_prompt` returns, from the denoiser's config: to plan without text encoders."""
 
 from __future__ import annotations
 

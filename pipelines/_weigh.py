@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ class Learns:
         written: the LoRA is written anew for each row, as by a hypernetwork.
         share: the share of the Linears (of their numbers) that have one.
         pooled: also on the Linear that reads the pooled vector.
+        at_once: gradients are used up as they arrive.
     """
 
     group: Group | None
@@ -33,6 +35,7 @@ class Learns:
     written: bool = False
     share: float = 1.0
     pooled: bool = False
+    at_once: bool = False
 
     def layers(self, backbone: Backbone) -> dict[str, nn.Linear]:
         """The Linears with low-rank factors."""
@@ -136,14 +139,28 @@ class Scale:
         ledger.keep([t for t in everything if t.is_meta])
         return ledger
 
+    def decode(self, rows: int = 1) -> int:
+        """Most bytes at once while the autoencoder makes images of so many latents."""
+        stock: Any = self.backbone
+        z = torch.empty(rows, *self.backbone.latent_shape, device=META)
+        with torch.no_grad(), stock._vae() as vae, Ledger() as ledger:
+            ledger.keep([t for t in (*vae.parameters(), *vae.buffers()) if t.is_meta])
+            vae.decode(stock._unpack(z.to(vae.dtype)), return_dict=False)
+        return ledger.peak
+
     @contextmanager
     def _learning(self, learns: Learns, rows: int, again: bool) -> Iterator[None]:
         backbone = self.backbone
         with ExitStack() as stack:
             layers = learns.layers(backbone)
             if learns.written:
-                sizes = {n: ((rows, m.in_features, learns.rank), (rows, learns.rank, m.out_features)) for n, m in layers.items()}
-                pairs = {n: (torch.empty(a, device=META), torch.empty(b, device=META)) for n, (a, b) in sizes.items()}
+                pairs = {
+                    n: (
+                        torch.empty(rows, m.in_features, learns.rank, device=META),
+                        torch.empty(rows, learns.rank, m.out_features, device=META),
+                    )
+                    for n, m in layers.items()
+                }
                 learn = [t.requires_grad_() for pair in pairs.values() for t in pair]
                 writer = write_by_prompt(backbone, list(layers), lambda u: pairs, read=backbone.reads, label="plan")
                 stack.callback(writer.remove)
@@ -155,9 +172,15 @@ class Scale:
             for p in learn:
                 p.requires_grad_(True)
                 p.grad = torch.empty_like(p) if again else None
+                if learns.at_once:
+                    stack.callback(p.register_post_accumulate_grad_hook(_drop).remove)
             try:
                 yield
             finally:
                 for p in learn:
                     p.grad = None
                     p.requires_grad_(False)
+
+
+def _drop(p: torch.Tensor) -> None:
+    p.grad = None
