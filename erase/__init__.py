@@ -7,6 +7,7 @@ from ._eraser import Attached, Eraser
 from ._export import LAYOUTS
 from ._files import CONFIG_FILE, check_target, write_folder, write_text
 from ._finetune import Finetune, Finetuner, pick
+from ._fit import Fit, fit
 from ._hyper import Hyper, written_norms
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
@@ -16,7 +17,7 @@ from ._overlap import overlap
 from ._payload import Payload
 from ._pictures import KINDS as PICTURE_KINDS
 from ._pictures import Filed, filed
-from ._plan import Ask, Estimate, Machine, Planner, asked, fit, parse_bytes, plan
+from ._plan import Ask, Estimate, Machine, Planner, asked, parse_bytes, plan
 from ._recipe import Recipe
 from ._saliency import Mask
 from ._student import Student
@@ -39,6 +40,7 @@ __all__ = [
     "Filed",
     "Finetune",
     "Finetuner",
+    "Fit",
     "Hyper",
     "Loop",
     "Lora",

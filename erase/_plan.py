@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ EFFICIENCY = 0.6
 """What a network reaches of the rate of a large matrix product."""
 CONTEXT = 500 * MB
 """What CUDA itself takes of a GPU: an assumption."""
-RUNTIME = 600 * MB
-"""What the process and its libraries take of a computer's memory where that cannot be asked."""
+RUNTIME = 900 * MB
+"""What the process and its libraries take of a computer's memory before a model is loaded. Measured likewise."""
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -139,7 +139,7 @@ class Estimate:
     @property
     def extra(self) -> int:
         """Bytes at the run's highest point beside the loaded pipeline."""
-        return max(p.peak for p in self.parts) + self.workspace
+        return int(max(p.peak for p in self.parts) * (1 + GAPS)) + self.workspace
 
     @property
     def memory(self) -> int:
@@ -274,12 +274,14 @@ class Planner:
         return Part("validation", memory, sheets * 20 * drawn.flops / (rate * EFFICIENCY))
 
 
-WORKSPACE = (150 * MB, 2)
-"""What kernels take for a moment on a CPU: bytes, and times the largest weight. Measured, see docs/memory.md."""
+WORKSPACE = (30 * MB, 5)
+"""What kernels take for a moment on a CPU: bytes, and times the largest weight. Fitted, see docs/memory.md."""
+GAPS = 0.05
+"""What the allocator cannot use again, as a share of what the run holds at its highest point. Fitted likewise."""
 
 
 def networks(backbone: Backbone) -> list[tuple[str, nn.Module]]:
-    """The networks of a pipeline by their names. What a loader leaves out or puts elsewhere counts here, or does not."""
+    """The networks of a pipeline by their names."""
     return [(n, m) for n, m in backbone.pipe.components.items() if isinstance(m, nn.Module)]
 
 
@@ -401,85 +403,3 @@ def asked(
     backbone = planner.blueprint(machine)
     task = Task(*prepared(concepts, backbone, preserve))
     return Ask(chosen(method, backbone), task, loop or Loop(checkpoint_every=0), machine)
-
-
-# ---------------------------------------------------------------- what would make it fit
-
-
-@dataclass(frozen=True)
-class Lever:
-    """One thing to change: the words to say, and the changed run."""
-
-    words: str
-    ask: Ask
-
-
-def _levers(ask: Ask, planner: Planner) -> list[Lever]:
-    """The next changes, one of each kind, those that change nothing of the result first."""
-    tool, loop, machine = ask.tool, ask.loop, ask.machine
-    has = {k: getattr(tool, k) for k in ("batch", "rank", "dense") if hasattr(tool, k)}
-    trained, dense = "batch" in has, bool(has.get("dense"))
-    backbone, out = planner.blueprint(machine), list[Lever]()
-    if trained and not loop.gradient_checkpointing and backbone.denoiser.config.get("force_inference_output") is None:
-        out.append(Lever("--gradient-checkpointing", replace(ask, loop=replace(loop, gradient_checkpointing=True))))
-    if trained and loop.accumulate < has["batch"]:
-        n = min(2 * loop.accumulate, has["batch"])
-        out.append(Lever(f"--accumulate {n}", replace(ask, loop=replace(loop, accumulate=n))))
-    if not dense and backbone.dtype == torch.float32:
-        kind = "float16" if backbone.family in ("sd", "sdxl") and not machine.host else "bfloat16"
-        out.append(Lever(f"--dtype {kind}", replace(ask, machine=replace(machine, dtype=kind))))
-    if trained and dense and loop.mixed_precision in ("auto", "no"):
-        out.append(Lever("--mixed-precision bf16", replace(ask, loop=replace(loop, mixed_precision="bf16"))))
-    if not machine.embeddings and any(n.startswith("text_encoder") for n, _ in networks(backbone)):
-        out.append(Lever(REMEMBERED, replace(ask, machine=replace(machine, embeddings=True))))
-    if trained and machine.host and loop.work is not None and loop.checkpoint_every:
-        out.append(Lever("--checkpoint-every 0", replace(ask, loop=replace(loop, checkpoint_every=0))))
-    if dense:
-        out.append(Lever("--no-dense", replace(ask, tool=_with(tool, dense=False))))
-    if has.get("rank", 1) > 1 and not dense:
-        out.append(Lever(f"--rank {has['rank'] // 2}", replace(ask, tool=_with(tool, rank=has["rank"] // 2))))
-    return out
-
-
-REMEMBERED = "prompts remembered before (load(..., embeddings=FILE)), no text encoder"
-
-
-def _with(tool: Method, **changes: Any) -> Method:  # noqa: ANN401
-    return replace(tool, **changes)  # type: ignore[type-var]
-
-
-def fit(planner: Planner, ask: Ask, memory: int) -> tuple[list[str], Estimate] | None:
-    """The first settings that fit into so much memory, and what to say for them; None where none do. What leaves the
-    result as it is comes first, and a change that turns out not to be needed is taken back.
-
-    Args:
-        planner: of the model.
-        ask: the run as it was asked for; it does not fit.
-        memory: bytes.
-    """
-    taken: list[Lever] = []
-    now, best = ask, planner.estimate(ask)
-    kinds: set[str] = set()
-    while not best.fits(memory):
-        found = next((x for x in _levers(now, planner) if _kind(x) not in kinds), None)
-        if found is None:
-            return None
-        try:
-            after = planner.estimate(found.ask)
-        except InputError:  # this method refuses it
-            kinds.add(_kind(found))
-            continue
-        if after.memory > 0.995 * best.memory:  # no help, by itself
-            kinds.add(_kind(found))
-            continue
-        taken, now, best = [*taken, found], found.ask, after
-    return [*_words(taken)], best
-
-
-def _kind(lever: Lever) -> str:
-    return lever.words.split()[0]
-
-
-def _words(taken: Sequence[Lever]) -> list[str]:
-    """The last of each kind, in order."""
-    return list({_kind(x): x.words for x in taken}.values())
