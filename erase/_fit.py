@@ -81,8 +81,8 @@ LEVERS: tuple[Callable[[Ask, Backbone], Changed | None], ...] = (
     *(_checkpointing, _accumulate, _precise, _remembered, _unsaved),  # these learn the same, up to rounding
     *(_batch, _low_rank, _rank),  # and these something else
 )
-"""What may be changed, in the order in which it is tried. An optimiser with smaller moments and weights kept elsewhere or
-in fewer bits belong behind `_remembered`, as soon as `Loop` and `load` know them."""
+"""What may be changed, in the order in which it is tried. An optimiser with smaller moments, and weights kept elsewhere
+or in fewer bits, belong behind `_remembered`, as soon as `Loop` and `load` know them."""
 
 
 def _trained(ask: Ask) -> bool:

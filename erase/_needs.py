@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from ..pipelines import Backbone, Learns
 from . import _files as files
 from ._kohya import needs_kohya
+from ._student import check_dense
 from ._train import KEPT, Loop
 
 if TYPE_CHECKING:
@@ -207,6 +208,7 @@ def one_student(
         before: stages before the first step.
         prompts: how many are encoded.
     """
+    check_dense(sheet.backbone, dense=not learns.rank)
     shapes = learns.shapes(sheet.backbone)
     n = sum(math.prod(s) for s in shapes.values())
     always = {"prompts": sheet.encoded(prompts)} | {k: v for b in before for k, v in b.held.items() if k in KEEP}

@@ -323,7 +323,7 @@ def _encoding(backbone: Backbone, needs: Needs, rate: float) -> Part:
             flops += 2.0 * (sum(p.numel() for p in net.parameters()) - tables) * tokens * needs.prompts
             wide = max((m.out_features for m in net.modules() if isinstance(m, nn.Linear)), default=0)
             width = max(width, wide * next(net.parameters()).element_size())
-    return Part("prompts", {"activations": 6 * min(needs.prompts, 64) * tokens * width}, flops / (rate * EFFICIENCY))
+    return Part("prompts", {"activations": 3 * min(needs.prompts, 64) * tokens * width}, flops / (rate * EFFICIENCY))
 
 
 def _states(backbone: Backbone) -> list[tuple[int, ...]]:

@@ -5,7 +5,7 @@ tensors have a shape and no numbers. What a real pass allocates and frees, in it
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -90,6 +90,15 @@ def _kernels(ledger: Ledger, half: torch.dtype | None) -> Iterator[None]:
             setattr(F, name, own)
 
 
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among them, and in lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
 class Ledger(TorchDispatchMode):
     """Inside, what is allocated on the meta device is counted until it is freed, and so are operations.
 
@@ -158,16 +167,17 @@ class Ledger(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         given = dict(kwargs or {})
-        found: list[Tensor] = []
-        tree_map_only(Tensor, found.append, (args, given))
+        found = list(_tensors((*args, *given.values())))
         if func is torch.ops.aten._local_scalar_dense.default and found[0].is_meta:
             return 1  # a number that decides nothing about memory
-        if any(t.is_meta for t in found) and not all(t.is_meta for t in found):
+        known = [t.is_meta for t in found]
+        if any(known) and not all(known):
             args, given = self._together(func, args, given)
         out = func(*args, **given)
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **given, out_val=out)
-        tree_map_only(Tensor, self._see, out)
+        for t in _tensors((out,)):
+            self._see(t)
         return out
 
     @staticmethod
