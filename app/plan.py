@@ -69,7 +69,7 @@ def _plan(said: dict[str, Any], settings: dict[str, Any]) -> None:
     memory = None if said["memory"] is None else parse_bytes(said["memory"])
     machine = Machine(said["device"], said["dtype"], memory, said["flops"], said["remembered"])
     has = {f.name for f in fields(Loop)}
-    how = {k: tuple(v or ()) if k in ("validate", "track") else v for k, v in said.items() if k in has}
+    how: dict[str, Any] = {k: tuple(v or ()) if k in ("validate", "track") else v for k, v in said.items() if k in has}
     loop = Loop(work=Path("training"), **how)
     planner = Planner(said["model"])
     backbone = planner.blueprint(machine)

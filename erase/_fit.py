@@ -20,9 +20,14 @@ REMEMBERED = "load(..., embeddings=FILE)"
 
 
 def _checkpointing(ask: Ask, backbone: Backbone) -> Changed | None:
-    if not _trained(ask) or ask.loop.gradient_checkpointing or "force_inference_output" in backbone.denoiser.config:
+    if not _trained(ask) or ask.loop.gradient_checkpointing or not _checkpoints(backbone):
         return None
     return "--gradient-checkpointing", replace(ask, loop=replace(ask.loop, gradient_checkpointing=True))
+
+
+def _checkpoints(backbone: Backbone) -> bool:
+    config: Any = backbone.denoiser.config
+    return config.get("force_inference_output") is not False
 
 
 def _accumulate(ask: Ask, backbone: Backbone) -> Changed | None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from ..pipelines import Backbone, Learns
 from . import _files as files
 from ._kohya import needs_kohya
@@ -147,7 +149,7 @@ def size(value: object) -> int:
         return sum(size(v) for v in value.values())
     if isinstance(value, (list, tuple)):
         return sum(size(v) for v in value)
-    return int(value.numel() * value.element_size()) if hasattr(value, "element_size") else 0
+    return value.nbytes if isinstance(value, Tensor) else 0
 
 
 def safetensors_size(shapes: Mapping[str, tuple[int, ...]], width: int = NUMBER, *, note: int = 0) -> int:

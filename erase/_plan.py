@@ -214,9 +214,7 @@ class Planner:
         """
         tool, loop, machine = ask.tool, ask.loop, ask.machine
         if not isinstance(tool, Planned):
-            raise InputError(
-                f"{name_of(tool)} says nothing about what it needs: give it a method `needs` (docs/memory.md)"
-            )
+            raise InputError(f"{name_of(tool)} does not say what it needs: give it `needs`, see docs/memory.md")
         backbone = self.blueprint(machine)
         needs = tool.needs(Sheet(backbone, ask.task, loop))
         half = HALVES.get(_precision(loop, backbone, machine))

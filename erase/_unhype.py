@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -312,7 +312,7 @@ def planned(settings: UnHype, sheet: Sheet) -> Needs:
     sizes = tuple((n, m.in_features, m.out_features) for n, m in learns.layers(backbone).items())
     if not sizes:
         raise InputError(f"{backbone.name} has nothing to train in the group {s.train!r}")
-    how = {"contexts": s.contexts, "synonyms": s.synonyms, "compose": s.compose}
+    how: dict[str, Any] = {"contexts": s.contexts, "synonyms": s.synonyms, "compose": s.compose}
     pairs = forgotten(task.concepts, task.preserve, **how)
     texts = min(MANY * s.retained, len(silent(task.concepts, task.preserve, **how)))
     prompts = len(pairs) + len({m for _, m in pairs})

@@ -65,7 +65,7 @@ class Random:
         """What the other method asks for."""
         tool = configure(self.like, sheet.backbone.preset, {})
         if not isinstance(tool, Planned):
-            raise InputError(f"{self.like} says nothing about what it needs: give it a method `needs`")
+            raise InputError(f"{self.like} does not say what it needs: give it `needs`, see docs/memory.md")
         return tool.needs(sheet)
 
     def _no_lora(self, gives: str) -> InputError:

@@ -83,7 +83,7 @@ def _assemble(place: Path | str, dtype: torch.dtype) -> DiffusionPipeline:
         if name.startswith("_"):
             continue
         if isinstance(value, (list, tuple)) and len(value) == 2:
-            parts[name] = None if name in SKIPPED or value[0] is None else _part(place, name, *value, dtype)
+            parts[name] = None if name in SKIPPED or value[0] is None else _part(place, name, tuple(value), dtype)
         else:
             parts[name] = value
     taken = inspect.signature(cls.__init__).parameters
@@ -96,8 +96,9 @@ def _assemble(place: Path | str, dtype: torch.dtype) -> DiffusionPipeline:
     return pipe
 
 
-def _part(place: Path | str, name: str, library: str, kind: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _part(place: Path | str, name: str, what: tuple[str, ...], dtype: torch.dtype) -> Any:  # noqa: ANN401
     """One component: a scheduler, a network on the meta device, or nothing (tokenizers, processors of images)."""
+    library, kind = what
     home = {"diffusers": diffusers, "transformers": transformers}.get(library)
     cls = getattr(home or importlib.import_module(f"diffusers.pipelines.{library}"), kind)
     if issubclass(cls, SchedulerMixin):
