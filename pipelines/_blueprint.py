@@ -110,6 +110,8 @@ def _part(place: Path | str, name: str, what: tuple[str, ...], dtype: torch.dtyp
             net = cls.from_config(cls.load_config(place, subfolder=name))
         else:
             net = cls(cls.config_class.from_pretrained(place, subfolder=name))
+    if kind == "HiDreamImageTransformer2DModel":  # the same numbers, in an order that needs no sizes read from a tensor
+        net.unpatchify = partial(_in_rows, net.unpatchify)
     for m in net.modules():
         if type(m).__name__ == "MOEFeedForwardSwiGLU":  # which expert a token goes to is in numbers that are not there
             m.moe_infer = partial(_any_expert, m)
@@ -130,6 +132,12 @@ def _any_expert(module: Any, x: Tensor, places: Tensor, weights: Tensor) -> Tens
         for expert in module.experts[: module.num_activated_experts]:
             out = out + expert(x)
         return out
+
+
+def _in_rows(own: Any, x: Tensor, sizes: Any, training: bool) -> Tensor:  # noqa: ANN401
+    """The latents patch by patch."""
+    out: Tensor = own(x, sizes, True)
+    return out
 
 
 class _Every(Mapping[str, Mapping[str, Tensor]]):

@@ -369,7 +369,7 @@ def test_bad_input_is_one_line(small, tmp_path):
         ("unknown dtype", lambda: plan("moon", small[0], machine=Machine(dtype="float8"))),
         (
             "needs float32",
-            lambda: plan("m", small[0], method=("esd", {"dense": True}), machine=Machine("cpu", "bfloat16")),
+            lambda: plan("m", small[0], method=("esd", {"dense": True}), machine=half),
         ),
         ("needs a GPU", lambda: plan("m", small[0], method="esd", loop=Loop(mixed_precision="fp16"), machine=CPU)),
         ("at least one concept", lambda: plan([], small[0], machine=CPU)),
