@@ -109,11 +109,13 @@ class Ledger(TorchDispatchMode):
         now: bytes that are there.
         peak: the most there were.
         flops: floating point operations of matrix products, convolutions and attention.
+        events: bytes that came (above 0) and went, in order.
     """
 
     def __init__(self, half: torch.dtype | None = None) -> None:
         super().__init__()
         self.now = self.peak = self.flops = 0
+        self.events: list[int] = []
         self._known: dict[int, weakref.ref[Any]] = {}
         self._kernels = _kernels(self, half)
 
@@ -143,7 +145,9 @@ class Ledger(TorchDispatchMode):
 
     def _forget(self, key: int, size: int) -> Callable[[Any], None]:
         def gone(_ref: Any) -> None:  # noqa: ANN401
-            self.now -= size
+            if size:
+                self.now -= size
+                self.events.append(-size)
             self._known.pop(key, None)
 
         return gone
@@ -157,6 +161,7 @@ class Ledger(TorchDispatchMode):
         size = storage.nbytes()
         self._known[id(storage)] = weakref.ref(storage, self._forget(id(storage), size))
         self.now += size
+        self.events.append(size)
         self.peak = max(self.peak, self.now)
 
     def __torch_dispatch__(

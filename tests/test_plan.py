@@ -141,6 +141,18 @@ def test_what_a_backward_pass_needs_is_what_autograd_keeps(family, tmp_path):
         assert held == pytest.approx(counted + out.nbytes, rel=0.1), learns
 
 
+@pytest.mark.parametrize("learns", [None, Learns("cross", 4), Learns("all")], ids=["nothing", "lora", "dense"])
+def test_many_rows_follow_from_few(planner, learns):
+    """Worked out from passes of two and three rows: as if counted."""
+    scale = Scale(planner.blueprint(CPU), checkpointing=True)
+    counted = scale._trace(7, learns, False)
+    worked_out = scale.weigh(7, learns)
+    assert worked_out.flops == counted.flops
+    there = torch.tensor(counted.events).cumsum(0)
+    assert worked_out.peak == int(there.max())
+    assert worked_out.held == (int(there[counted.half - 1]) if learns else 0)
+
+
 def test_checkpointing_holds_less_and_computes_more(planner):
     backbone = planner.blueprint(CPU)
     plain, twice = Scale(backbone), Scale(backbone, checkpointing=True)
