@@ -99,6 +99,22 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+_SEEN: dict[Any, tuple[int, list[Any], Any]] = {}
+"""Operations that were called before, with the shapes they were given: theirs, shapes of the results, and the results'
+container."""
+_ALIASING: set[Any] = set()
+"""Operations whose results share memory with what they are given, or that change it."""
+
+
+def _form(value: Any) -> Any:  # noqa: ANN401
+    """What of an argument the shapes of the results depend on."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.stride(), value.dtype, value.device.type
+    if isinstance(value, (list, tuple)):
+        return tuple(_form(v) for v in value)
+    return type(value), value
+
+
 class Ledger(TorchDispatchMode):
     """Inside, what is allocated on the meta device is counted until it is freed, and so are operations.
 
@@ -178,11 +194,38 @@ class Ledger(TorchDispatchMode):
         known = [t.is_meta for t in found]
         if any(known) and not all(known):
             args, given = self._together(func, args, given)
-        out = func(*args, **given)
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += formula(*args, **given, out_val=out)
+        out = self._called(func, args, given)
         for t in _tensors((out,)):
             self._see(t)
+        return out
+
+    def _called(self, func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:  # noqa: ANN401
+        """The operation itself; of one that was seen before with the same shapes, only its results are made."""
+        key = None
+        if func not in _ALIASING:
+            try:
+                key = (func, _form(tuple(args)), tuple((n, _form(v)) for n, v in given.items()))
+                if (before := _SEEN.get(key)) is not None:
+                    self.flops += before[0]
+                    made = [
+                        None if f is None else torch.empty_strided(*f[:2], dtype=f[2], device=META) for f in before[1]
+                    ]
+                    return before[2](made) if before[2] else made[0]
+            except TypeError:  # an argument that has no hash
+                key = None
+        out = func(*args, **given)
+        formula = flop_registry.get(func._overloadpacket)
+        flops = formula(*args, **given, out_val=out) if formula is not None else 0
+        self.flops += flops
+        several = type(out) if isinstance(out, (list, tuple)) else None
+        results = list(out) if several else [out]
+        if key is not None and all(t is None or (isinstance(t, Tensor) and t.is_meta) for t in results):
+            theirs = {t.untyped_storage()._cdata for t in _tensors((*args, *given.values()))}
+            if func._schema.is_mutable or any(t.untyped_storage()._cdata in theirs for t in _tensors(results)):
+                _ALIASING.add(func)
+            else:
+                forms = [None if t is None else (tuple(t.shape), t.stride(), t.dtype) for t in results]
+                _SEEN[key] = (flops, forms, several)
         return out
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -88,32 +88,28 @@ class Pass:
     held: int
 
 
-NEAR = (2, 3)
-"""Rows of the passes that larger ones are worked out from: the same tensors come and go in the same order, and the size
-of each is a straight line in the rows. (With one row, some copies are none.)"""
+MANY = 101
+"""Rows of the pass that is counted. Of every other number of rows the same tensors come and go in the same order; those
+whose size this prime divides grow with the rows, and the others (casts and gradients of weights) do not.
+"""
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """A pass as it was counted: rows, operations, events before the backward pass, all events."""
+    """A pass as it was counted: operations; how many events come before the backward pass; and all events, bytes that
+    came (above 0) and went, in order.
+    """
 
-    rows: int
     flops: int
     half: int
     events: tuple[int, ...]
 
-
-def _at(rows: int, traces: Sequence[_Trace]) -> Pass:
-    """A pass of so many rows from one of as many, or from two of fewer."""
-    first, last = traces[0], traces[-1]
-    sizes, flops = np.array(first.events, dtype=np.int64), first.flops
-    if rows != first.rows:
-        steps = (rows - first.rows) // (last.rows - first.rows)
-        sizes = sizes + steps * (np.array(last.events, dtype=np.int64) - sizes)
-        flops += steps * (last.flops - first.flops)
-    there = sizes.cumsum()
-    held = int(there[first.half - 1]) if first.half else 0
-    return Pass(flops, int(there.max(initial=0)), held)
+    def at(self, rows: int) -> Pass:
+        """The same pass with so many rows in place of `MANY`."""
+        sizes = np.array(self.events, dtype=np.int64)
+        there = np.where(sizes % MANY == 0, sizes // MANY * rows, sizes).cumsum()
+        held = int(there[self.half - 1]) if self.half else 0
+        return Pass(self.flops * rows // MANY, int(there.max(initial=0)), held)
 
 
 class Scale:
@@ -127,8 +123,7 @@ class Scale:
 
     def __init__(self, backbone: Backbone, *, checkpointing: bool = False, half: torch.dtype | None = None) -> None:
         self.backbone, self.checkpointing, self.half = backbone, checkpointing, half
-        self._done: dict[tuple[int, Learns | None, bool], Pass] = {}
-        self._traces: dict[tuple[int, Learns | None, bool], _Trace] = {}
+        self._traces: dict[tuple[Learns | None, bool], _Trace] = {}
         self._decoded: dict[int, int] = {}
         self._cond = to_meta(backbone.encode(["a"]))
 
@@ -140,20 +135,9 @@ class Scale:
             learns: what it has gradients for; None: nothing.
             again: gradients of earlier passes are there already, and count elsewhere.
         """
-        key = (rows, learns, again)
-        if key not in self._done:
-            near = (rows,) if rows <= max(NEAR) else NEAR
-            traces = [self._traced(n, learns, again) for n in near]
-            # where the rows decide what is done (padding), nothing can be worked out
-            alike = len({tuple(e > 0 for e in t.events) for t in traces}) == 1
-            self._done[key] = _at(rows, traces if alike else [self._traced(rows, learns, again)])
-        return self._done[key]
-
-    def _traced(self, rows: int, learns: Learns | None, again: bool) -> _Trace:
-        key = (rows, learns, again)
-        if key not in self._traces:
-            self._traces[key] = self._trace(*key)
-        return self._traces[key]
+        if (learns, again) not in self._traces:
+            self._traces[learns, again] = self._trace(MANY, learns, again)
+        return self._traces[learns, again].at(rows)
 
     def _trace(self, rows: int, learns: Learns | None, again: bool) -> _Trace:
         backbone = self.backbone
@@ -162,7 +146,7 @@ class Scale:
         if learns is None:
             with torch.no_grad(), self._ledger() as ledger:
                 backbone.denoise(x, t, cond).float()
-            return _Trace(rows, ledger.flops, 0, tuple(ledger.events))
+            return _Trace(ledger.flops, 0, tuple(ledger.events))
         kept = backbone.checkpointed() if self.checkpointing else nullcontext()
         with kept, self._learning(learns, rows, again):
             x.requires_grad_(learns.group is None)
@@ -172,7 +156,7 @@ class Scale:
                 loss = error.square().mean()
                 del error
                 loss.backward()
-        return _Trace(rows, ledger.flops, half, tuple(ledger.events))
+        return _Trace(ledger.flops, half, tuple(ledger.events))
 
     def _ledger(self) -> Ledger:
         ledger = Ledger(self.half)
