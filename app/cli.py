@@ -65,7 +65,9 @@ def erase(
     method: Annotated[
         str, typer.Option(help="Method (see `erasers list methods`) or your own as package.module:Class.")
     ] = DEFAULT_METHOD,
-    preset: Annotated[str | None, typer.Option(help="Settings to start from. Default: what suits the model.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to start from, such as paper. Default: what suits the model.")
+    ] = None,
     anchor: Annotated[
         str | None, typer.Option(help="What to draw instead, '' for nothing. Default: the known anchor, else nothing.")
     ] = None,
@@ -126,7 +128,7 @@ def erase(
     folder = out_folder or Path(
         f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_").replace(":", "-")
     )
-    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process, write_text
+    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process, suited, write_text
     from ..erase import concept as known
     from ..erase import erase as run
     from ..eval import COST_FILE, Cost
@@ -155,7 +157,7 @@ def erase(
         eraser = run(
             [known(n, backbone, anchor) for n in names],
             backbone,
-            method=configure(method, preset or backbone.preset, given),
+            method=configure(method, suited(method, preset or backbone.preset, backbone.family), given),
             preserve=None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()],
             seed=seed,
             loop=loop,

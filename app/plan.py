@@ -58,7 +58,7 @@ def plan_like(erase: Callable[..., None]) -> Callable[..., None]:
 def _plan(said: dict[str, Any], settings: dict[str, Any]) -> None:
     from dataclasses import fields
 
-    from ..erase import Loop, Machine, Planner, asked, configure, fit, parse_bytes
+    from ..erase import Loop, Machine, Planner, asked, configure, fit, parse_bytes, suited
     from ..erase import concept as known
 
     names = [n for n in said["concepts"] or [] if n.strip()]
@@ -73,10 +73,11 @@ def _plan(said: dict[str, Any], settings: dict[str, Any]) -> None:
     loop = Loop(work=Path("training"), **how)
     planner = Planner(said["model"])
     backbone = planner.blueprint(machine)
+    preset = suited(said["method"], said["preset"] or backbone.preset, backbone.family)
     ask = asked(
         planner,
         [known(n, backbone, said["anchor"]) for n in names],
-        method=configure(said["method"], said["preset"] or backbone.preset, given),
+        method=configure(said["method"], preset, given),
         preserve=None if said["preserve"] is None else [p.strip() for p in said["preserve"].split(",") if p.strip()],
         loop=loop,
         machine=machine,

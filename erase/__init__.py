@@ -11,7 +11,7 @@ from ._fit import Fit, fit
 from ._hyper import Hyper, written_norms
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
-from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of
+from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of, suited
 from ._needs import Call, Needs, Planned, Sheet, Stage
 from ._overlap import overlap
 from ._payload import Payload
@@ -81,6 +81,7 @@ __all__ = [
     "plan",
     "settings_of",
     "solve",
+    "suited",
     "train",
     "write_folder",
     "write_text",

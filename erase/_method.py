@@ -95,21 +95,27 @@ def settings_of(tool: Method) -> dict[str, Any]:
 
 
 def configure(name: str, preset: str, settings: Mapping[str, Any]) -> Method:
-    """A method with a preset's settings, changed by the user's own. A preset "canvas-flow" says what differs from
-    "canvas"; a method may have none.
+    """A method with a preset's settings, changed by the user's own. A preset with a dash ("paper-sdxl", "canvas-flow")
+    says what differs from the one before it ("paper", "canvas"). Of "canvas-flow" a method may have none.
 
     Raises:
         InputError: unknown method, preset or setting, or a value the method refuses.
     """
     cls = find(name)
-    first = "canvas" if preset == "canvas-flow" else preset
-    if first not in cls.presets:
+    first = preset.partition("-")[0]
+    if preset not in cls.presets and (preset, first in cls.presets) != ("canvas-flow", True):
         raise unknown(f"preset of {name}", preset, cls.presets)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
             raise unknown(f"setting of {name}", key, known)
-    return cls(**{**cls.presets[first], **cls.presets.get(preset, {}), **settings})
+    return cls(**{**cls.presets.get(first, {}), **cls.presets.get(preset, {}), **settings})
+
+
+def suited(name: str, preset: str, family: str) -> str:
+    """The preset of a method that is meant for a family: "paper-sdxl" in the place of "paper", where there is one."""
+    own = f"{preset}-{family}"
+    return own if own in find(name).presets else preset
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..pipelines import Backbone, Condition
 from ..prompts import InputError, unknown
+from . import _published
 from ._images import CANVAS, ImageTrainer, OnImages
 from ._method import Task
 from ._needs import Call, Sheet
@@ -34,8 +35,7 @@ class ConceptAblation(OnImages):
 
     paper: ClassVar[str] = "arXiv 2303.13516"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # learning rate 2e-6, multiplied by batch 4 and two GPUs as their scripts do; 1,000 images of 200 prompts
-        "paper": {"train": "text-kv", "dense": True, "steps": 100, "batch": 8, "lr": 1.6e-5, "images": 1000},
+        **_published.CONCEPT_ABLATION,
         "sd": {"train": "text-kv", "rank": 8, "steps": 200, "batch": 8, "lr": 1e-4},
         "canvas": {**CANVAS, "steps": 200, "batch": 12, "lr": 2e-3},
     }

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ..pipelines import Backbone
 from ..prompts import InputError
+from . import _published
 from ._esd import Trainer, looking
 from ._esd import away as away
 from ._finetune import Finetune
@@ -23,7 +24,7 @@ from ._needs import Call, Sheet, Stage
 class ESD(Finetune):
     """Fine-tuning away from the concept by the model's own negative guidance."""
 
-    eta: float = field(default=1.0, metadata={"help": "strength of the negative guidance (> 0; the paper: 1 to 3)"})
+    eta: float = field(default=1.0, metadata={"help": "strength of the negative guidance (>= 0; the paper: 1 to 3)"})
     from_: str | None = field(
         default=None,
         metadata={"help": "erase the concept as an attribute of this host, such as 'car' for red (a prompt)"},
@@ -57,10 +58,9 @@ class ESD(Finetune):
 
     paper: ClassVar[str] = "arXiv 2303.07345"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"dense": True, "steps": 1000},
+        **_published.ESD,
         "sd": {"rank": 8, "steps": 200, "lr": 1e-4, "batch": 4},
         "canvas": {
-            "train": "cross",
             "rank": 8,
             "steps": 160,
             "batch": 16,
@@ -79,8 +79,8 @@ class ESD(Finetune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.eta < float("inf"):
-            raise InputError(f"eta: expected a number above 0, got {self.eta}")
+        if not 0 <= self.eta < float("inf") or (self.eta == 0 and self.from_ is not None):
+            raise InputError(f"eta: expected a number of at least 0, with --from above it, got {self.eta}")
         if not 0 <= self.relative <= 1:
             raise InputError(f"relative: expected a number from 0 to 1, got {self.relative}")
         for name, least in (("keep", 0), ("pool", 0), ("refresh", 0), ("sampler_steps", 1)):

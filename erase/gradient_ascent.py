@@ -19,7 +19,7 @@ class GradientAscent(OnImages):
 
     paper: ClassVar[str] = "control: Thudi et al., arXiv 2109.13398, on the diffusion loss"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # no published setting for Stable Diffusion is known to us: SalUn's learning rate and length
+        # SalUn's own control of this kind adds a retain loss, which this one has not: its learning rate and batch
         "paper": {"train": "all", "dense": True, "steps": 600, "batch": 8, "lr": 1e-5},
         "sd": {"rank": 8, "steps": 50, "batch": 4, "lr": 1e-4},
         "canvas": {**CANVAS, "steps": 30},

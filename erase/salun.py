@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..pipelines import Backbone, Learns, fingerprint
 from ..prompts import InputError, unknown
+from . import _published
 from ._finetune import Part
 from ._images import CANVAS
 from ._masked import MaskedStudent, check_precision, under_mask
@@ -55,7 +56,7 @@ class SalUn(Relabel):
 
     paper: ClassVar[str] = "arXiv 2310.12508"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"steps": 600, "batch": 8, "lr": 1e-5, "images": 800},
+        **_published.SALUN,
         "sd": {"train": "cross", "rank_over": "cross", "rank": 8, "steps": 200, "batch": 8, "lr": 1e-5, "contexts": 3},
         "canvas": {
             **CANVAS,

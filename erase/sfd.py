@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..pipelines import Backbone
+from . import _published
 from ._distil import Distil, Distiller
 from ._method import Task
 
@@ -39,17 +40,7 @@ class SFD(Distil):
 
     paper: ClassVar[str] = "arXiv 2409.11219"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {
-            "train": "all",
-            "dense": True,
-            "steps": 12500,
-            "batch": 8,
-            "lr": 1e-6,
-            "lr_fake": 3e-6,
-            "k1": 4.5,
-            "k2": 4.5,
-            "k4": 4.5,
-        },
+        **_published.SFD,
         "sd": {
             "train": "all",
             "rank": 64,

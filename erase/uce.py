@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError
+from . import _published
 from ._lora import Factors
 from ._method import Task
 from ._needs import Needs, Sheet, Stage, lora_files
@@ -81,7 +82,7 @@ class UCE:
 
     paper: ClassVar[str] = "arXiv 2308.14761"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {},
+        **_published.UCE,
         "sd": {},
         "canvas": {"contexts": 6},
         "canvas-flow": {"tokens": "all", "ridge": 10.0},

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from ..pipelines import Backbone
 from ..prompts import InputError, unknown
+from . import _published
 from ._finetune import Part
 from ._hypernet import Architecture
 from ._method import Task
@@ -86,9 +87,7 @@ class UnHype:
     paper: ClassVar[str] = "arXiv 2602.03410"
     gives: ClassVar[str] = "hyper"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # one concept on Stable Diffusion; a hundred of them: rank 6, hidden 512, lr 1e-4, retain_lr 3e-4, retain 5;
-        # Flux: rank 4, 5000 steps, lr 1e-5, retain_lr 2e-5, walk student
-        "paper": {},
+        **_published.UNHYPE,
         "sd": {
             "pooled": True,
             "architecture": "compact",

@@ -25,13 +25,15 @@ class HO:
     prompts of the erased concept, Acc_s on the others, Acc_g on the erased concept's synonyms.
 
     An eraser that does nothing and one that erases everything both get 0 or nearly so. The interval puts the Wilson
-    bounds of all three together, so it is wider than 95 %.
+    bounds of all three together, so it is wider than 95 %. `soft` takes CLIP's mean probability for each accuracy, as
+    MACE's own script does, with bounds from a bootstrap of images.
     """
 
     by: str = field(default="clip", metadata={"help": "who names the images: clip (as MACE) or judge"})
     model: str = field(default="", metadata={"help": CLIP_HELP})
     classes: str = field(default="", metadata={"help": CLASSES_HELP})
     template: str = field(default="", metadata={"help": TEMPLATE_HELP})
+    soft: bool = field(default=False, metadata={"help": "mean probability instead of the share of hits (by clip)"})
 
     higher_is_better: ClassVar[bool] = True
     default: ClassVar[bool] = False
@@ -40,6 +42,8 @@ class HO:
     def __post_init__(self) -> None:
         if self.by not in ("clip", "judge"):
             raise InputError(f"by: expected clip or judge, got {self.by!r}")
+        if self.soft and self.by == "judge":
+            raise InputError("soft: judges give no probabilities; leave it out, or take by=clip")
 
     def score(self, case: Case) -> Score | NotApplicable:
         """Beside the unerased model's own, on the same prompts and seeds."""
@@ -62,18 +66,27 @@ class HO:
         rng = np.random.default_rng(0)
         draws = np.stack([resampled(hits.double().numpy(), names, 2000, rng) for hits, names in parts.values()], 2)
         changes = [100 * (h_o(*a) - h_o(*b)) for a, b in zip(*draws, strict=True)]
-        bounds = [wilson(int(hits[0].sum()), hits.shape[1]) for hits, _ in parts.values()]
+        if self.soft:
+            own = (hits[:1].double().numpy() for hits, _ in parts.values())
+            spread = [resampled(row, range(row.shape[1]), 2000, rng) for row in own]
+            bounds = [(float(np.quantile(s, 0.025)), float(np.quantile(s, 0.975))) for s in spread]
+        else:
+            bounds = [wilson(int(hits[0].sum()), hits.shape[1]) for hits, _ in parts.values()]
         low, high = (100 * h_o(bounds[0][1 - s], bounds[1][s], bounds[2][1 - s]) for s in (0, 1))
         change_low, change_high = (float(np.quantile(changes, q)) for q in (0.025, 0.975))
         sides = zip(("eraser", "unerased"), 100 * shares.round(6), strict=True)
-        details = {"by": who, **{f"Acc_e, Acc_s, Acc_g, {side}": row.tolist() for side, row in sides}}
+        details = {
+            "by": who,
+            "soft": self.soft,
+            **{f"Acc_e, Acc_s, Acc_g, {side}": row.tolist() for side, row in sides},
+        }
         n = sum(hits.shape[1] for hits, _ in parts.values())
         return Score(value, n, low, high, base, value - base, change_low, change_high, details=details)
 
     def _hits(
         self, case: Case, sets: dict[str, list[int]]
     ) -> tuple[str, dict[str, tuple[Tensor, list[str]]]] | NotApplicable:
-        """Whether what was asked for was seen [2, n], and each image's cluster."""
+        """Whether what was asked for was seen (`soft`: its probability) [2, n], and each image's cluster."""
         if self.by == "judge":
             hits = {n: torch.tensor(case.correct(case.domain, rows)) for n, rows in sets.items()}
             return "judge", {n: (h, clusters(case, sets[n])) for n, h in hits.items()}
@@ -82,6 +95,6 @@ class HO:
             return judge
         out = {}
         for name, rows in sets.items():
-            _, seen, used = right(case, judge, rows)
-            out[name] = seen, clusters(case, used)
+            chances, seen, used = right(case, judge, rows)
+            out[name] = chances if self.soft else seen, clusters(case, used)
         return judge.model, out

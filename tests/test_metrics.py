@@ -630,6 +630,12 @@ def test_only_the_images_without_the_concept_count(world):
     ho = find("h_o")().score(case_of(prompts, moons, images))
     assert ho.value > 90 > 10 > ho.control
     assert ho.change_low > 0
+    soft = find("h_o")(soft=True).score(case_of(prompts, moons, images))
+    hard, mild = ([*s.details["Acc_e, Acc_s, Acc_g, eraser"]] for s in (ho, soft))
+    assert 0 <= max(mild[0], mild[2]) < 1 < 90 < mild[1] < 100
+    assert hard != mild, "probabilities are no hits"
+    assert soft.value == pytest.approx(3 / (1 / (100 - mild[0]) + 1 / mild[1] + 1 / (100 - mild[2])), abs=1e-3)
+    assert soft.low < soft.value < soft.high
 
 
 class TestReferences:
@@ -748,6 +754,7 @@ class TestSettings:
             ("cmmd", {"sigma": 0.0}, "sigma"),
             ("clip_score", {"scale": -1.0}, "scale"),
             ("h_o", {"by": "eye"}, "clip or judge"),
+            ("h_o", {"by": "judge", "soft": True}, "no probabilities"),
             ("nudity", {"parts": "all"}, "exposed or explicit"),
             ("nudity", {"threshold": 2.0}, "0 to 1"),
             ("celebrity", {"threshold": -1.0}, "0 to 1"),

@@ -290,7 +290,8 @@ def test_dense_needs_float32(sd):
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("esd", {"eta": 0.0}, "eta: expected a number above 0"),
+        ("esd", {"eta": -1.0}, "eta: expected a number of at least 0"),
+        ("esd", {"eta": 0.0, "from_": "cat"}, "eta: expected a number of at least 0, with --from above it"),
         ("esd", {"keep": -1.0}, "keep: expected a number of at least 0"),
         ("esd", {"pool": -1}, "pool: expected"),
         ("esd", {"sampler_steps": 0}, "sampler-steps: expected a number of at least 1"),

@@ -1,0 +1,89 @@
+"""Whether SalUn's mask matters: concepts x four masks x three ways out, and the saliency mask against each other one.
+
+    python bench/salun_masks.py --work salun-work --out docs/results/salun-masks
+
+Ways out: `delta` (the trained values themselves), `svd` (the LoRA of rank `--rank` made of that delta), `lora` (the
+mask picks layers, and a LoRA is trained there: `{"dense": false}`). A rerun goes on where it stopped. Writes OUT.jsonl,
+one row per cell as `erasers benchmark` writes them, and prints Markdown: the scores, and what the saliency mask adds
+to each other one on the same prompts and seeds, with 95 % intervals (a bootstrap over whole concepts).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from erasers.erase import write_text
+from erasers.eval import Plan, benchmark, paired
+from erasers.eval._cells import key_of
+from erasers.pipelines import load
+
+MASKS = ("saliency", "random", "none", "lowest")
+WAYS: dict[str, dict[str, Any]] = {"delta": {}, "svd": {}, "lora": {"dense": False}}
+CONCEPTS = ("house", "cat", "neon", "mosaic")
+SCORES = ("ua", "synonym_ua", "held_out_ua", "ira", "cra", "neighbours", "in_prompt")
+COMPARED = ("ua", "ira", "cra", "in_prompt")
+
+
+def run(args: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Rows by (way, mask), in the order of the concepts."""
+    found, preset = {}, load(args.model).preset
+    for way in args.ways.split(","):
+        for mask in args.masks.split(","):
+            plan = Plan(
+                methods=("salun",),
+                concepts=tuple(args.concepts.split(",")),
+                models=(args.model,),
+                settings={"salun": [{**WAYS[way], "mask": mask}]},
+                only=SCORES,
+                rank=args.rank if way == "svd" else None,
+            )
+            rows = {key_of(r): r for r in benchmark(plan, args.work, say=lambda line: print(line, flush=True))}
+            found[way, mask] = [{**rows[k], "way": way, "mask": mask} for k in plan.cells(args.model, preset)]
+    return found
+
+
+def scores(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """Every cell: value (change against the unerased control)."""
+    lines = [
+        "| way | mask | concept | " + " | ".join(SCORES) + " | KB |",
+        "|---|---|---|" + "---:|" * (len(SCORES) + 1),
+    ]
+    for (way, mask), rows in found.items():
+        for row in rows:
+            cells = [row["scores"][k] for k in SCORES]
+            text = " | ".join("-" if c["value"] is None else f"{c['value']:.1f} ({c['change']:+.1f})" for c in cells)
+            lines.append(f"| {way} | {mask} | {row['concept']} | {text} | {row['bytes'] / 1e3:.0f} |")
+    return "\n".join(lines)
+
+
+def differences(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """The saliency mask minus each other one, way by way, in points."""
+    lines = ["| way | saliency minus | " + " | ".join(COMPARED) + " | n |", "|---|---|" + "---:|" * (len(COMPARED) + 1)]
+    for (way, mask), rows in found.items():
+        if mask != "saliency" and (way, "saliency") in found:
+            d = paired(found[way, "saliency"], rows, only=COMPARED)
+            text = " | ".join(f"{d[k].value:+.1f} [{d[k].low:+.1f}, {d[k].high:+.1f}]" for k in COMPARED)
+            lines.append(f"| {way} | {mask} | {text} | {' / '.join(str(d[k].n) for k in COMPARED)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, write OUT.jsonl, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="canvas-sd")
+    parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    parser.add_argument("--masks", default=",".join(MASKS))
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--rank", type=int, default=16, help="of the LoRA made of a delta")
+    parser.add_argument("--work", type=Path, required=True, help="folder of cells and erasers")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    found = run(args)
+    rows = [r for several in found.values() for r in several]
+    write_text(args.out.with_suffix(".jsonl"), "".join(json.dumps(r) + "\n" for r in rows))
+    print(f"\n{scores(found)}\n\n{differences(found)}")
+
+
+if __name__ == "__main__":
+    main()

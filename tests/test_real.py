@@ -1,0 +1,204 @@
+"""bench/real: every published row, rehearsed on canvas-sd by the same lines; and what its page says."""
+
+import importlib.util
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from families import build
+
+from erasers.erase import configure, settings_of
+from erasers.eval import Score
+from erasers.prompts import UNLEARN_CANVAS, InputError
+
+FOLDER = Path(__file__).parent.parent / "bench/real"
+PAGE = (FOLDER / "README.md").read_text()
+
+
+def driver():
+    spec = importlib.util.spec_from_file_location("real_rows", FOLDER / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["real_rows"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+real = driver()
+ROWS = {name: real.Row.read(path) for name, path in real.rows().items()}
+
+
+def sure(value, n=10):
+    return Score(value, n, value, value, value, 0.0, 0.0, 0.0)
+
+
+def test_every_row_that_was_asked_for():
+    kinds = {f"{m}-{d}" for m in ("esd", "uce", "salun") for d in ("style", "object")}
+    assert set(ROWS) == kinds | {"unhype-cifar10"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_settings_are_the_methods_own(name):
+    row = ROWS[name]
+    used = settings_of(configure(row.method, row.preset, dict(row.settings)))
+    assert {k: used[k] for k in row.settings} == dict(row.settings)
+    assert row.preserve in ("none", "others")
+    assert row.notes
+    assert row.source
+    assert row.anchor("Architectures") != "Architectures"
+    if row.protocol == "unlearncanvas":
+        assert [e.score for e in row.expected] == ["ua", "ira", "cra"]
+        assert row.domain in UNLEARN_CANVAS.domain(row.anchors[0]) or row.anchors[0] in ("", "Photo", "Elephant")
+
+
+def test_the_page_has_every_figure_and_command():
+    told = {n: (figures.split(" / "), float(tolerance)) for n, figures, tolerance in re.findall(
+        r"^\| `([\w-]+)` \|[^|]*\| ([\d./ ]+) \| (\d+) \|", PAGE, re.M
+    )}  # fmt: skip
+    assert set(told) == set(ROWS)
+    for name, row in ROWS.items():
+        assert [float(v) for v in told[name][0]] == [e.value for e in row.expected]
+        assert {e.tolerance for e in row.expected} == {told[name][1]}
+        command = re.search(rf"^python bench/real/run.py {name} (--model .*)$", PAGE, re.M)
+        assert ("--data" in command[1], "--judges" in command[1]) == (row.needs_data, row.protocol == "unlearncanvas")
+
+
+class TestReport:
+    def report(self, **figures):
+        row = ROWS["esd-style"]
+        stage = real.Stage(real.load("canvas-sd"), Path("nowhere"), targets=("Van Gogh",))
+        return real.judged(row, stage, {"Van Gogh": {n: sure(v) for n, v in figures.items()}})
+
+    def test_met_and_not_met(self):
+        report = self.report(ua=98.58 - 5, ira=80.97 + 5.01, cra=93.96)
+        assert [e["met"] for e in report["figures"]] == [True, False, True]
+        assert [e["n"] for e in report["figures"]] == [10] * 3
+        assert not report["whole"]
+        page = real.markdown(report)
+        assert "**no**" in page
+        assert "Not the whole row" in page
+
+    def test_a_target_that_was_not_run_is_neither(self):
+        row = ROWS["unhype-cifar10"]
+        stage = real.Stage(real.load("canvas-sd"), Path("nowhere"), targets=("ship",))
+        figures = real.judged(row, stage, {"ship": {"h_o": sure(94.0)}})["figures"]
+        assert {e["target"]: e["met"] for e in figures} == {"": True, "airplane": None, "ship": True, "bird": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["esd-stile"], "unknown row 'esd-stile': did you mean 'esd-style'"),
+        (["esd-style"], "name the model that esd-style was published on"),
+        (["esd-style", "--model", "canvas-sd"], "needs UnlearnCanvas' judges"),
+        (["salun-style", "--model", "canvas-sd", "--judges", "j"], "--data DIR"),
+        (["unhype-cifar10", "--model", "canvas-sd", "--seed-list", "one"], "different whole numbers"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_loaded(words, message):
+    with pytest.raises(InputError, match=message):
+        real.main(words)
+
+
+def rehearse(name, out):
+    assert real.main([name, "--dry-run", "--out", str(out)]) == 0
+    return json.loads((out / name / "report.json").read_text())
+
+
+def test_dry_run(tmp_path, capsys):
+    """Every line of the driver; a second call makes nothing anew; another run's folder is refused."""
+    name = "uce-style"
+    report = rehearse(name, tmp_path)
+    assert report["dry_run"]
+    assert not report["whole"]
+    assert len(report["targets"]) == 2
+    for figure in report["figures"]:
+        assert 0 <= figure["figure"] <= 100
+        assert figure["n"] > 0
+        assert figure["met"] is None, "a rehearsal meets nothing"
+    assert "the figures mean nothing" in capsys.readouterr().out
+    erasers = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+    assert len(erasers) >= len(report["targets"])
+    assert rehearse(name, tmp_path) == report
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")} == erasers
+    (tmp_path / name / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="another model, settings"):
+        rehearse(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(ROWS) - {"uce-style"}))
+def test_dry_run_of_every_other_row(name, tmp_path):
+    report = rehearse(name, tmp_path)
+    assert len(report["targets"]) == (3 if name == "unhype-cifar10" else 2)
+    assert all(0 <= e["figure"] <= 100 for e in report["figures"])
+    assert report["settings"].get("steps", 2) == 2
+
+
+def test_as_a_program(monkeypatch, capsys):
+    """What the shell sees: the list, and a mistake in one line with exit code 2."""
+    for word, code in (("list", 0), ("esd", 2)):
+        monkeypatch.setattr(sys, "argv", ["run.py", word])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(FOLDER / "run.py"), run_name="__main__")
+        assert left.value.code == code
+    told = capsys.readouterr()
+    assert told.out.count("\n") == len(ROWS)
+    assert told.err.startswith("run.py: unknown row 'esd'")
+
+
+ROW = """
+title = "a row of the reader's own"
+source = "nowhere"
+settings_source = "nowhere"
+protocol = "classes"
+method = "uce"
+preset = "paper"
+preserve = "others"
+targets = ["cat", "dog"]
+sentence = "a picture of the {x}"
+images = 2
+clip = "canvas-clip"
+
+[settings]
+ridge = 0.1
+
+[sampling]
+steps = 2
+
+[classes]
+cat = ["kitten"]
+dog = ["hound"]
+house = ["barn"]
+
+[[expected]]
+score = "h_o"
+value = 200.0
+tolerance = 5.0
+
+[[expected]]
+score = "h_o"
+target = "dog"
+value = 50.0
+tolerance = 50.0
+"""
+
+
+def test_a_row_of_ones_own_on_a_model_of_ones_own(tmp_path, capsys):
+    """The way without a rehearsal: the row's own lengths, part of its targets first, and the exit code."""
+    build("sd").pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "mine.toml").write_text(ROW)
+    words = [str(tmp_path / "mine.toml"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    assert real.main([*words, "--targets", "cat"]) == 1, "H_o is no 200"
+    part = json.loads((tmp_path / "out/mine/report.json").read_text())
+    assert [(e["targets"] if e["met"] is not None else 0, e["met"]) for e in part["figures"]] == [(1, False), (0, None)]
+    assert real.main(words) == 1
+    report = json.loads((tmp_path / "out/mine/report.json").read_text())
+    assert (part["whole"], report["whole"]) == (False, True)
+    assert [e["met"] for e in report["figures"]] == [False, True]
+    assert [e["n"] for e in report["figures"]] == [2 * 8, 8], "of each target 2 + 4 + 2 images"
+    assert report["settings"]["ridge"] == 0.1
+    assert not list(tmp_path.rglob("images")), "judged and deleted"
+    assert "**no**" in capsys.readouterr().out
