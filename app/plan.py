@@ -121,6 +121,8 @@ def _show(names: str, e: Estimate, room: int | None, found: Fit | None) -> None:
     written = f"{amount(e.written)} in {', '.join(e.files)}"
     work = f"; {amount(e.work)} in the work folder meanwhile" if e.work else ""
     _say(f"{e.learns:,} numbers learn beside {e.parameters:,} of the denoiser; written: {written}{work}")
+    draws = amount(e.base + sum(e.weights.values()) + e.draws + e.workspace)
+    _say(f"drawing an image with the same pipeline takes {draws}")
     if room is None:
         _say("how much memory there is nobody says: name it with --memory")
     elif found is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -52,6 +52,7 @@ class Stage:
         calls: passes of the denoiser in one repeat.
         held: bytes there all the while beside the weights, by what they are.
         host: likewise in the computer's own memory, whatever the device.
+        device: likewise on a device that is not the computer, whose Adam takes all tensors at once.
         repeats: how often it comes.
         peak: bytes of work that is no pass of the denoiser, at once.
         flops: operations of such work, in one repeat.
@@ -62,6 +63,7 @@ class Stage:
     calls: tuple[Call, ...] = ()
     held: Mapping[str, int] = field(default_factory=dict)
     host: Mapping[str, int] = field(default_factory=dict)
+    device: Mapping[str, int] = field(default_factory=dict)
     repeats: float = 1.0
     peak: int = 0
     flops: float = 0.0
@@ -214,14 +216,14 @@ def one_student(
     shapes = learns.shapes(sheet.backbone)
     n = sum(math.prod(s) for s in shapes.values())
     always = {"prompts": sheet.encoded(prompts)} | {k: v for b in before for k, v in b.held.items() if k in KEEP}
-    student, moments, gradients = NUMBER * n, 2 * NUMBER * n, NUMBER * n
+    student, moments, gradients = NUMBER * n, adam_bytes(sheet.loop) * n, NUMBER * n
     held = {**always, "student": student}
     # Adam makes its moments in its first step
     learning = {**held, **({"moments": moments} if steps > 1 else {})}
     learning |= {} if sheet.whole else {"gradients": gradients}
     update = {**held, "moments": moments, "gradients": gradients}
     stages = [*(_also(b, held) for b in before), step(learning)]
-    stages += [Stage("update", (), update, repeats=steps)]
+    stages += [Stage("update", (), update, device={ROOTS: student}, repeats=steps)]
     if checkpoints := saves(sheet.loop, steps):
         copy = {"copy for the checkpoint": student + moments}
         stages.append(Stage("checkpoint", (), {**held, "moments": moments}, copy, repeats=checkpoints))
@@ -230,21 +232,18 @@ def one_student(
     return Needs(tuple(stages), n, prompts, named, (KEPT + 1) * (student + moments) * bool(checkpoints))
 
 
+ROOTS = "square roots in Adam"
 KEEP = ("images", "pool")
 """Of what stages before the first step hold, what stays to the end."""
 
 
 def _also(stage: Stage, held: Mapping[str, int]) -> Stage:
-    return Stage(
-        stage.name,
-        stage.calls,
-        {**held, **stage.held},
-        host=stage.host,
-        repeats=stage.repeats,
-        peak=stage.peak,
-        flops=stage.flops,
-        again=stage.again,
-    )
+    return replace(stage, held={**held, **stage.held})
+
+
+def adam_bytes(loop: Loop) -> int:
+    """Bytes that the optimiser keeps of each number that learns: two moments. One with smaller moments says so here."""
+    return 2 * NUMBER
 
 
 def saves(loop: Loop, steps: int) -> int:

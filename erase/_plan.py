@@ -224,7 +224,7 @@ class Planner:
         parts += [_part(s, scale, rate, machine) for s in needs.stages]
         if loop.validate_every:
             parts.append(self._validation(ask, needs, scale=scale, rate=rate))
-        weights = {n: _bytes(m) for n, m in networks(backbone) if not (machine.embeddings and n.startswith("text_enc"))}
+        weights = on_device(backbone, machine)
         largest = max(p.numel() * p.element_size() for p in backbone.denoiser.parameters())
         return Estimate(
             method=name_of(tool),
@@ -283,8 +283,10 @@ def networks(backbone: Backbone) -> list[tuple[str, nn.Module]]:
     return [(n, m) for n, m in backbone.pipe.components.items() if isinstance(m, nn.Module)]
 
 
-def _bytes(network: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
+def on_device(backbone: Backbone, machine: Machine) -> dict[str, int]:
+    """Bytes of each component's weights on the device. Weights that are kept elsewhere or in fewer bits belong here."""
+    there = [(n, m) for n, m in networks(backbone) if not (machine.embeddings and n.startswith("text_encoder"))]
+    return {n: sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for n, m in there}
 
 
 def _precision(loop: Loop, backbone: Backbone, machine: Machine) -> str:
@@ -304,7 +306,7 @@ def _part(stage: Stage, scale: Scale, rate: float, machine: Machine) -> Part:
         under = sum(scale.weigh(rows, learns).held for rows, learns in call.under)
         highest = max(highest, one.peak + under)
         flops += call.times * one.flops
-    memory = {**stage.held, **(stage.host if machine.host else {})}
+    memory = {**stage.held, **(stage.host if machine.host else stage.device)}
     if highest:
         memory["activations"] = highest
     return Part(stage.name, memory, stage.repeats * flops / (rate * EFFICIENCY))

@@ -31,7 +31,7 @@ from ._hyper import Hyper
 from ._hypernet import Hypernetwork, Plan, norms, size
 from ._looks import pooled
 from ._method import Task
-from ._needs import NUMBER, Call, Needs, Sheet, Stage, saves
+from ._needs import NUMBER, ROOTS, Call, Needs, Sheet, Stage, adam_bytes, saves
 from ._train import KEPT, Session, optimiser_state, restore_optimiser
 from ._virtual import direct, flat, leaves, retained, rowed, virtual_step
 
@@ -329,7 +329,7 @@ def planned(settings: UnHype, sheet: Sheet) -> Needs:
         return walk, Call(rows, times=2 if s.gamma or s.relative else 1)
 
     pool = pooled(sheet, s, look(max(2, s.batch)), batch=max(2, s.batch), kept=2)
-    moments = 4 * NUMBER * n
+    moments = 2 * adam_bytes(loop) * n
     held = {"prompts": sheet.encoded(prompts), "signals": NUMBER * width * (len(pairs) + texts), "hypernetwork": whole}
     held |= pool[0].held if pool else {}
     learning = {**held, "moments": moments if s.steps > 1 else moments // 2, "gradients": NUMBER * n}
@@ -340,7 +340,8 @@ def planned(settings: UnHype, sheet: Sheet) -> Needs:
     retain = Stage("retain", (), learning, repeats=again, peak=peak, flops=flops)
     done = {**held, "moments": moments}
     stages = [*(replace(p, held={**held, **p.held}) for p in pool), step, retain]
-    stages += [Stage("update", (), {**done, "gradients": NUMBER * n}, repeats=2 * s.steps)]
+    update = {**done, "gradients": NUMBER * n}
+    stages += [Stage("update", (), update, device={ROOTS: NUMBER * n}, repeats=2 * s.steps)]
     if kept := saves(loop, s.steps):
         stages.append(Stage("checkpoint", (), done, {"copy for the checkpoint": whole + moments}, repeats=kept))
     stages.append(Stage("result", (), done, {"result": 2 * whole}))
