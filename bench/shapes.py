@@ -1,6 +1,8 @@
 """Configs of published models, in `shapes/`: their sizes are facts, and planning with them needs no weights.
 
-python bench/shapes.py sd15 FOLDER      # a diffusers folder with configs and no weights
+    python bench/shapes.py sd15 FOLDER
+
+writes a diffusers folder with configs and no weights.
 """
 
 import argparse

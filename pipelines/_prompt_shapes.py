@@ -53,8 +53,8 @@ def _text(backbone: Any, config: Any, family: str) -> tuple[int, int, int]:  # n
     width = next(v for n in names if (v := config.get(n)) is not None)
     if isinstance(width, (list, tuple)):
         width = width[0]
-    if family == "sd3":
-        return 1, 77 + (length if backbone.pipe.text_encoder_3 is not None else 77), width
+    if family == "sd3":  # zeros where the third text encoder is not there
+        return 1, 77 + length, width
     return 1, length, width
 
 

@@ -257,6 +257,13 @@ def sd15(tmp_path_factory):
     return Planner(shapes.write(shapes.shape("sd15"), tmp_path_factory.mktemp("sd15")))
 
 
+@pytest.mark.parametrize(("name", "count"), [("sdxl", 2_567_463_684), ("flux-dev", 11_901_408_320)])
+def test_published_sizes(name, count, tmp_path):
+    backbone = blueprint(shapes.write(shapes.shape(name), tmp_path), device="cuda")
+    assert sum(p.numel() for p in backbone.denoiser.parameters()) == pytest.approx(count, rel=1e-3)
+    assert backbone.dtype == (torch.float16 if name == "sdxl" else torch.bfloat16), "what a GPU would load"
+
+
 def held(sd15, name, preset, settings, stage):
     backbone = sd15.blueprint(CPU)
     task = Task((Concept("moon"),), (Concept("star"),))
