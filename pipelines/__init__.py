@@ -2,9 +2,11 @@
 
 from ._adapters import acting, activate, components, low_rank, plug, unplug, watch
 from ._backbone import Backbone, Condition, Group, TextStates
+from ._blueprint import blueprint
 from ._bundled import BUNDLED
 from ._few import Drawing, draw_in
 from ._fingerprint import distance, fingerprint
+from ._ledger import Ledger
 from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
 from ._memory import Embeddings
 from ._overlay import check_unfused, overlay
@@ -12,22 +14,29 @@ from ._prompted import Pairs, Read, Write, Writer, writers
 from ._quiet import quiet
 from ._seeds import step_generator
 from ._signals import disguised, pipeline_class, portable, prompt_signals, signals, write_by_prompt
+from ._weigh import LATENTS, Learns, Pass, Scale
 
 __all__ = [
     "BUNDLED",
+    "LATENTS",
     "Backbone",
     "Condition",
     "Drawing",
     "Embeddings",
     "Group",
+    "Learns",
+    "Ledger",
     "Model",
     "Pairs",
+    "Pass",
     "Read",
+    "Scale",
     "TextStates",
     "Write",
     "Writer",
     "acting",
     "activate",
+    "blueprint",
     "canvas_folder",
     "canvas_open_clip",
     "check_unfused",
