@@ -630,8 +630,8 @@ def _say(message: str) -> None:
 # ---------------------------------------------------------------- the program
 
 
-def _with_method_flags(args: list[str]) -> Callable[..., None]:
-    """`erase` with one flag for every setting of the method that the arguments name."""
+def _with_method_flags(args: list[str], verb: Callable[..., None]) -> Callable[..., None]:
+    """`erase`, or what takes its flags, with one flag for every setting of the method that the arguments name."""
     name = DEFAULT_METHOD
     for k, word in enumerate(args):
         if word == "--method" and k + 1 < len(args):
@@ -641,9 +641,9 @@ def _with_method_flags(args: list[str]) -> Callable[..., None]:
     from ..erase import find, options
 
     def command(**values: Any) -> None:  # noqa: ANN401
-        erase(**values)
+        verb(**values)
 
-    signature = inspection.signature(erase, eval_str=True)
+    signature = inspection.signature(verb, eval_str=True)
     plain = [p for p in signature.parameters.values() if p.kind is not inspection.Parameter.VAR_KEYWORD]
     panel = f"Settings of {name} (defaults before the preset)"
     for one in options(find(name)):
@@ -656,13 +656,14 @@ def _with_method_flags(args: list[str]) -> Callable[..., None]:
         plain.append(inspection.Parameter(one.name, inspection.Parameter.KEYWORD_ONLY, default=None, annotation=note))
     command.__signature__ = inspection.Signature(plain)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in plain}
-    command.__doc__ = erase.__doc__
+    command.__doc__ = verb.__doc__
     return command
 
 
 def build(args: list[str]) -> typer.Typer:
-    """The program for these arguments; only `erase` looks at them, for its method's flags."""
+    """The program for these arguments; only `erase` and `plan` look at them, for their method's flags."""
     from . import answers, compare
+    from . import plan as planning
 
     app = typer.Typer(
         help="Remove a concept from a text-to-image pipeline and show what was forgotten and what was kept.",
@@ -671,8 +672,9 @@ def build(args: list[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    wants_erase = next((a for a in args if not a.startswith("-")), None) == "erase"
-    app.command("erase")(_with_method_flags(args) if wants_erase else _plain_erase())
+    wants = next((a for a in args if not a.startswith("-")), None)
+    for name, verb in (("erase", erase), ("plan", planning.plan_like(erase))):
+        app.command(name)(_with_method_flags(args, verb) if wants == name else _plain(verb))
     for name, command in (
         ("draw", draw),
         ("grid", grid),
@@ -709,10 +711,10 @@ def _version(
 ) -> None: ...
 
 
-def _plain_erase() -> Callable[..., None]:
+def _plain(verb: Callable[..., None]) -> Callable[..., None]:
     def command() -> None: ...
 
-    command.__doc__ = erase.__doc__
+    command.__doc__ = verb.__doc__
     return command
 
 

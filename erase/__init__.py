@@ -7,14 +7,17 @@ from ._eraser import Attached, Eraser
 from ._export import LAYOUTS
 from ._files import CONFIG_FILE, check_target, write_folder, write_text
 from ._finetune import Finetune, Finetuner, pick
+from ._fit import Fit, fit
 from ._hyper import Hyper, written_norms
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
 from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of, suited
+from ._needs import Call, Needs, Planned, Sheet, Stage
 from ._overlap import overlap
 from ._payload import Payload
 from ._pictures import KINDS as PICTURE_KINDS
 from ._pictures import Filed, filed
+from ._plan import Ask, Estimate, Machine, Planner, asked, parse_bytes, plan
 from ._recipe import Recipe
 from ._saliency import Mask
 from ._student import Student
@@ -25,27 +28,38 @@ __all__ = [
     "CONFIG_FILE",
     "LAYOUTS",
     "PICTURE_KINDS",
+    "Ask",
     "Attached",
+    "Call",
     "Change",
     "Delta",
     "Diverged",
     "Eraser",
+    "Estimate",
     "Factors",
     "Filed",
     "Finetune",
     "Finetuner",
+    "Fit",
     "Hyper",
     "Loop",
     "Lora",
+    "Machine",
     "Mask",
     "Method",
+    "Needs",
     "Option",
     "Payload",
+    "Planned",
+    "Planner",
     "Recipe",
     "Session",
+    "Sheet",
+    "Stage",
     "Student",
     "Task",
     "Trainer",
+    "asked",
     "check_target",
     "checkpoints",
     "concept",
@@ -56,12 +70,15 @@ __all__ = [
     "erase",
     "filed",
     "find",
+    "fit",
     "main_process",
     "methods",
     "name_of",
     "options",
     "overlap",
+    "parse_bytes",
     "pick",
+    "plan",
     "settings_of",
     "solve",
     "suited",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, Drawing, distilled, draw_in
+from ..pipelines import LATENTS, Backbone, Drawing, distilled, draw_in
 from ..prompts import InputError
 from ..prompts import load as prompt_set
 from . import _files as files
@@ -20,9 +20,10 @@ from ._delta import Delta
 from ._finetune import Finetune, everyday, flat, pick, relabelled, together, unnamed
 from ._lora import Factors, Lora
 from ._method import Task
+from ._needs import NUMBER, ROOTS, Call, Needs, Sheet, Stage, adam_bytes, delta_files, lora_files, saves
 from ._scores import Asked, View, fake_score_loss, onward, predict, sid_loss, through
-from ._student import Student
-from ._train import Diverged, Session, optimiser_state, restore_optimiser
+from ._student import Student, check_dense
+from ._train import KEPT, Diverged, Session, optimiser_state, restore_optimiser
 
 PATIENCE = 5
 """Steps in a row with a gradient that is not finite, before a run is given up."""
@@ -114,6 +115,59 @@ class Distil(Finetune):
             raise InputError(f"t-init: expected 0 to 999, got {self.t_init}")
         if not (self.retain or self.forget):
             raise InputError("retain, forget: with both 0 nothing is learnt; leave one of them out")
+
+    def passes(self, sheet: Sheet, rows: int) -> tuple[Call, ...]:
+        """The generator's, then the fake score's; then teacher and fake score looked through, and the generator's own
+        backward pass.
+        """
+        many = rows * (2 if self.forget and sheet.task.concepts else 1)
+        fake, taught, asked = (many * sheet.sides(k) for k in (self.k1, self.k4, self.k2))
+        drawn = (many, self.learns)
+        once = sheet.whole and not self.dense
+        steps = Call(many, times=(self.draw_steps - 1) / 2)
+        return (
+            *((steps,) if self.draw_steps > 1 else ()),
+            *(() if once else (Call(many), steps) if self.draw_steps > 1 else (Call(many),)),
+            Call(fake, learns=self.learns, under=(drawn,) if once else ()),
+            Call(asked, learns=LATENTS, under=(drawn, (taught, LATENTS))),
+            Call(taught, learns=LATENTS, under=(drawn,)),
+            Call(many, learns=self.learns),
+        )
+
+    def before(self, sheet: Sheet) -> tuple[Stage, ...]:
+        """Drawings for the warm-up."""
+        if not self.warmup:
+            return ()
+        drawn = sheet.images(self.images, 4 * self.batch, steps=self.sampler_steps, guidance=self.k4)
+        return (replace(drawn, held={"images": 2 * drawn.held["images"]}),)
+
+    def needs(self, sheet: Sheet) -> Needs:
+        """Two students, two Adams, and an average where one is kept."""
+        check_dense(sheet.backbone, dense=self.dense)
+        rows, count = sheet.parts(self.batch)
+        shapes, before, prompts = self.learns.shapes(sheet.backbone), self.before(sheet), self.prompted(sheet.task)
+        n, steps = self.learns.count(sheet.backbone), self.warmup + self.steps
+        held = {"prompts": sheet.encoded(prompts), "students": 2 * NUMBER * n}
+        held |= {"average": NUMBER * n} if self.ema else {}
+        held |= {k: v for b in before for k, v in b.held.items()}
+        adam = adam_bytes(sheet.loop) * n
+        moments, gradients = {"moments": 2 * adam}, {"gradients": NUMBER * n}
+        part = adam if self.steps == 1 else 2 * adam  # the generator's come after its first pass
+        learning = {**held, "moments": part, **({} if sheet.whole else gradients)}
+        calls = tuple(replace(c, times=c.times * count) for c in self.passes(sheet, rows))
+        stages = [replace(b, held={**held, **b.held}) for b in before]
+        if self.warmup:
+            warm = Call(rows, times=count, learns=self.learns)
+            stages.append(Stage("warm-up", (warm,), learning, repeats=self.warmup, again=not sheet.whole))
+        stages.append(Stage("step", calls, learning, repeats=self.steps, again=not sheet.whole))
+        update = {**held, **moments, **gradients}
+        stages.append(Stage("update", (), update, device={ROOTS: NUMBER * n}, repeats=2 * steps))
+        if kept := saves(sheet.loop, steps):
+            copy = {"copy for the checkpoint": NUMBER * n * (7 if self.ema else 6)}
+            stages.append(Stage("checkpoint", (), {**held, **moments}, copy, repeats=kept))
+        stages.append(Stage("result", (), {**held, **moments}, {"result": NUMBER * n}))
+        files = delta_files(shapes) if self.dense else lora_files(shapes)
+        return Needs(tuple(stages), 2 * n, prompts, files, (KEPT + 1) * 6 * NUMBER * n * bool(kept))
 
 
 class Distiller:

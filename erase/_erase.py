@@ -149,6 +149,38 @@ def _refuse_loop(tool: Method, loop: Loop) -> None:
         raise InputError(f"{name_of(tool)!r} is a closed form and has no checkpoints or steps: leave out {flags}")
 
 
+def prepared(
+    concepts: str | Concept | Sequence[str | Concept], backbone: Backbone, preserve: Sequence[str] | None
+) -> tuple[tuple[Concept, ...], tuple[Concept, ...]]:
+    """What is to be erased and what preserved, of the names that `erase` is given.
+
+    Raises:
+        InputError: no concept, an unknown name, a concept both erased and preserved, an anchor that is being erased.
+    """
+    several = [concepts] if isinstance(concepts, (str, Concept)) else list(concepts)
+    if not several:
+        raise InputError("expected at least one concept to erase, got none: name one, for example moon")
+    wanted = tuple(c if isinstance(c, Concept) else concept(c, backbone) for c in several)
+    wanted = tuple(_with_anchor_that_stays(c, wanted, backbone) for c in wanted)
+    kept = default_preserve(wanted, backbone) if preserve is None else tuple(concept(n, backbone) for n in preserve)
+    clash = {n for c in wanted for n in c.names} & {c.name for c in kept}
+    if clash:
+        raise InputError(f"{', '.join(sorted(clash))} cannot be erased and preserved at once: drop one of the two")
+    return wanted, kept
+
+
+def chosen(method: str | tuple[str, Mapping[str, Any]] | Method, backbone: Backbone) -> Method:
+    """The method that `erase` is given, with the settings that suit the pipeline where it is only named.
+
+    Raises:
+        InputError: no such method or setting.
+    """
+    if not isinstance(method, (str, tuple)):
+        return method
+    name, settings = (method, {}) if isinstance(method, str) else method
+    return configure(name, backbone.preset, settings)
+
+
 def erase(
     concepts: str | Concept | Sequence[str | Concept],
     backbone: Backbone,
@@ -174,20 +206,8 @@ def erase(
             erased, or settings that give no finite numbers.
         Diverged: an `InputError` of a trained method; its last good checkpoint is kept.
     """
-    several = [concepts] if isinstance(concepts, (str, Concept)) else list(concepts)
-    if not several:
-        raise InputError("expected at least one concept to erase, got none: name one, for example moon")
-    wanted = tuple(c if isinstance(c, Concept) else concept(c, backbone) for c in several)
-    wanted = tuple(_with_anchor_that_stays(c, wanted, backbone) for c in wanted)
-    kept = default_preserve(wanted, backbone) if preserve is None else tuple(concept(n, backbone) for n in preserve)
-    clash = {n for c in wanted for n in c.names} & {c.name for c in kept}
-    if clash:
-        raise InputError(f"{', '.join(sorted(clash))} cannot be erased and preserved at once: drop one of the two")
-    if isinstance(method, (str, tuple)):
-        name, settings = (method, {}) if isinstance(method, str) else method
-        tool: Method = configure(name, backbone.preset, settings)
-    else:
-        tool = method
+    wanted, kept = prepared(concepts, backbone, preserve)
+    tool = chosen(method, backbone)
     solved = _solve(tool, backbone, task=Task(wanted, kept, seed), loop=loop)
     result = solved.result
     payload: Payload = (

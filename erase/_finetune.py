@@ -6,18 +6,19 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, Condition, Drawing
+from ..pipelines import Backbone, Condition, Drawing, Learns
 from ..prompts import BOTH, CONTEXTS, EVERYDAY, Concept, InputError, fill, unknown
 from ._delta import Delta
 from ._lora import Factors
 from ._masked import MaskedStudent
 from ._method import Task
+from ._needs import Call, Needs, Sheet, Stage, one_student
 from ._student import Student
 from ._train import Session, optimiser_state, restore_optimiser
 
@@ -78,6 +79,38 @@ class Finetune:
             InputError: more contexts than there are sentences for its kind.
         """
         return sentences(concept, contexts=self.contexts, synonyms=self.synonyms, name=name)
+
+    # ------------------------------------------------------------ for planning
+
+    @property
+    def learns(self) -> Learns:
+        """The student."""
+        return Learns(self.train, 0 if self.dense else self.rank)
+
+    def passes(self, sheet: Sheet, rows: int) -> tuple[Call, ...]:
+        """Passes of the denoiser for so many rows of a step: one of a teacher and one that learns, unless a method says
+        otherwise.
+        """
+        return Call(rows), Call(rows, learns=self.learns)
+
+    def before(self, sheet: Sheet) -> tuple[Stage, ...]:
+        """What comes before the first step: nothing, unless a method says otherwise."""
+        return ()
+
+    def prompted(self, task: Task) -> int:
+        """How many prompts are encoded: the concepts' sentences, those of their anchors, and the empty one."""
+        return 1 + 2 * sum(len(self.sentences(c)) for c in task.concepts)
+
+    def needs(self, sheet: Sheet) -> Needs:
+        """What a run with these settings asks for."""
+        rows, count = sheet.parts(self.batch)
+
+        def step(held: dict[str, int]) -> Stage:
+            calls = tuple(replace(c, times=c.times * count) for c in self.passes(sheet, rows))
+            return Stage("step", calls, held, repeats=self.steps, again=not sheet.whole)
+
+        before, prompts = self.before(sheet), self.prompted(sheet.task)
+        return one_student(sheet, self.learns, steps=self.steps, step=step, before=before, prompts=prompts)
 
 
 class Finetuner:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..pipelines import Backbone, Condition
 from ..prompts import InputError
 from ._finetune import Finetune, Finetuner, flat, pick
+from ._needs import Call, Sheet, Stage
 
 CANVAS: Mapping[str, Any] = {
     "rank": 8,
@@ -44,6 +45,14 @@ class OnImages(Finetune):
         for name in ("images", "sampler_steps"):
             if not getattr(self, name) >= 1:
                 raise InputError(f"{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+
+    def passes(self, sheet: Sheet, rows: int) -> tuple[Call, ...]:
+        """One pass, which learns."""
+        return (Call(rows, learns=self.learns),)
+
+    def before(self, sheet: Sheet) -> tuple[Stage, ...]:
+        """Drawing the images."""
+        return (sheet.images(self.images, self.batch, steps=self.sampler_steps, guidance=self.guidance),)
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 from ..pipelines import Backbone, check_trainable, check_unfused
 from ..prompts import InputError
 from ._delta import Change, Delta, unpack
+from ._needs import NUMBER, Needs, Sheet, Stage, delta_files, saves
 from ._saliency import Mask, kth_largest
-from ._train import Diverged, Session
+from ._train import KEPT, Diverged, Session
+
+if TYPE_CHECKING:
+    from .salun import SalUn
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -269,3 +274,30 @@ def mapped(size: int, folder: Path | None) -> Tensor:
     except (OSError, RuntimeError) as error:
         place = folder or tempfile.gettempdir()
         raise InputError(f"cannot keep {4 * size / 1e6:.0f} MB of weights in {place}: {error}; make room") from error
+
+
+def under_mask(sheet: Sheet, settings: SalUn) -> Needs:
+    """For planning: training in place, with moments and first values for the share of weights under the mask."""
+    s, backbone = settings, sheet.backbone
+    check_precision(backbone)
+    ranked, shapes = backbone.parameters(s.rank_over), s.learns.shapes(backbone)
+    total = s.learns.count(backbone)
+    share = 1.0 if s.mask == "none" else s.density
+    n, bits = int(share * total), sum(p.numel() for p in ranked.values()) // 8
+    rows, count = sheet.parts(s.batch)
+    before, prompts = s.before(sheet), s.prompted(sheet.task)
+    always = {"prompts": sheet.encoded(prompts), **before[0].held} if before else {"prompts": sheet.encoded(prompts)}
+    held, first = {**always, "mask": bits + total // 8}, {"first values (a file)": NUMBER * n}
+    moments = {"moments": 2 * NUMBER * n}
+    summed = {} if sheet.whole and not s.clip else {"gradients": NUMBER * n}
+    calls = tuple(replace(c, times=c.times * count) for c in s.passes(sheet, rows))
+    learning = {**held, **(moments if s.steps > 1 or not summed else {}), **summed}
+    stages = [*(replace(b, held={**always, **b.held}) for b in before)]
+    stages += [Stage("step", calls, learning, first, repeats=s.steps)]
+    stages += [Stage("update", (), {**held, **moments, **summed}, first, repeats=s.steps)]
+    if kept := saves(sheet.loop, s.steps):
+        copy = {**first, "copy for the checkpoint": NUMBER * n}
+        stages.append(Stage("checkpoint", (), {**held, **moments}, copy, repeats=kept))
+    stages.append(Stage("result", (), held, {**first, "result": NUMBER * n}))
+    work = (KEPT + 1) * 3 * NUMBER * n * bool(kept) + NUMBER * n + bits
+    return Needs(tuple(stages), n, prompts, delta_files(shapes, share), work)

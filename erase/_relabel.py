@@ -16,6 +16,7 @@ from ..pipelines import Backbone
 from ..prompts import InputError, unknown
 from ._finetune import Finetuner, everyday, flat, pick, relabelled, together
 from ._images import OnImages, drawn
+from ._needs import Call, Sheet, Stage
 from ._pictures import Picture, of_concept, read, retained, some
 from ._saliency import digest
 from ._train import Session
@@ -67,6 +68,17 @@ class Relabel(OnImages):
             raise InputError("retain-images: with --alpha 0 nothing is retained; leave one of them out")
         if not 0 <= self.early <= 1:
             raise InputError(f"early: expected a number from 0 to 1, got {self.early}")
+
+    def passes(self, sheet: Sheet, rows: int) -> tuple[Call, ...]:
+        """The anchor's prediction, the base's on retain images, and a pass that learns on both."""
+        learn = Call(2 * rows if self.alpha else rows, learns=self.learns)
+        return (Call(rows), *((Call(rows),) if self.alpha and self.retain == "base" else ()), learn)
+
+    def before(self, sheet: Sheet) -> tuple[Stage, ...]:
+        """Drawing the images that no folder holds."""
+        sides = (not self.forget_images) + bool(self.alpha and not self.retain_images)
+        n = sides * self.images
+        return (sheet.images(n, self.batch, steps=self.sampler_steps, guidance=self.guidance),) if n else ()
 
 
 def clean_share(backbone: Backbone, x: Tensor, t: Tensor) -> Tensor:

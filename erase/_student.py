@@ -18,6 +18,19 @@ from ._lora import Factors
 LABEL = "erasers-student"
 
 
+def check_dense(backbone: Backbone, *, dense: bool) -> None:
+    """Refuse to train the weights themselves in half precision.
+
+    Raises:
+        InputError: they are.
+    """
+    if dense and backbone.dtype != torch.float32:
+        raise InputError(
+            f"dense training needs float32 weights, got {backbone.dtype}: load with --dtype float32 (and train "
+            "with --mixed-precision bf16 if memory is short), or leave --dense out"
+        )
+
+
 class Student:
     """Trainable weights over a frozen network: low-rank factors, or (rank 0) the weights themselves.
 
@@ -48,13 +61,9 @@ class Student:
     ) -> None:
         self.backbone, self.label, self._dense, self._only = backbone, label, rank == 0, only
         self._flags = [(p, p.requires_grad) for p in backbone.parameters("all").values()]
-        if self._dense and not backbone.quantized and backbone.dtype != torch.float32:
-            raise InputError(
-                f"dense training needs float32 weights, got {backbone.dtype}: load with --dtype float32 (and train "
-                "with --mixed-precision bf16 if memory is short), or leave --dense out"
-            )
         check_unfused(backbone.denoiser, "cannot train")
         check_trainable(backbone.denoiser, f"cannot train {backbone.name}", dense=self._dense)
+        check_dense(backbone, dense=self._dense)
         targets: Mapping[str, object] = backbone.parameters(group) if self._dense else backbone.modules(group)
         if not targets:
             raise InputError(f"{backbone.name} has nothing to train in the group {group!r}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from ..pipelines import (
     Backbone,
     Drawing,
+    Learns,
+    Ledger,
     Pairs,
     Read,
     Writer,
@@ -22,13 +25,16 @@ from ..pipelines import (
     write_by_prompt,
 )
 from ..prompts import BOTH, EVERYDAY, Concept, InputError, fill
+from ._esd import away
+from ._files import HYPER_CONFIG, HYPER_FILE
 from ._finetune import pick, sentences
 from ._hyper import Hyper
-from ._hypernet import Hypernetwork, Plan, norms
+from ._hypernet import Hypernetwork, Plan, norms, size
+from ._looks import pooled
 from ._method import Task
-from ._train import Session, optimiser_state, restore_optimiser
+from ._needs import NUMBER, ROOTS, Call, Needs, Sheet, Stage, adam_bytes, saves
+from ._train import KEPT, Session, optimiser_state, restore_optimiser
 from ._virtual import direct, flat, leaves, retained, rowed, virtual_step
-from .esd import away
 
 if TYPE_CHECKING:
     from .unhype import UnHype
@@ -299,3 +305,57 @@ class Training:
             self._writer.remove()
         for p, flag in self._flags:
             p.requires_grad_(flag)
+
+
+def planned(settings: UnHype, sheet: Sheet) -> Needs:
+    """For planning: one network, two Adams, and a step of each."""
+    s, backbone, loop, task = settings, sheet.backbone, sheet.loop, sheet.task
+    learns = Learns(s.train, s.rank, written=True, pooled=s.pooled)
+    sizes = tuple((n, m.in_features, m.out_features) for n, m in learns.layers(backbone).items())
+    if not sizes:
+        raise InputError(f"{backbone.name} has nothing to train in the group {s.train!r}")
+    how: dict[str, Any] = {"contexts": s.contexts, "synonyms": s.synonyms, "compose": s.compose}
+    pairs = forgotten(task.concepts, task.preserve, **how)
+    texts = min(MANY * s.retained, len(silent(task.concepts, task.preserve, **how)))
+    prompts = len(pairs) + len({m for _, m in pairs})
+    read = backbone.reads if s.signal == "auto" else s.signal
+    width = prompt_signals(backbone, ["a"], read).shape[1]
+    plan = Plan(sizes, width, read, s.architecture, s.rank, s.hidden, s.code, s.times)
+    with torch.device("meta"):
+        network = Hypernetwork(plan)
+    n, whole = sum(p.numel() for p in network.parameters()), NUMBER * size(plan)
+    rows, count = sheet.parts(s.batch)
+
+    def look(rows: int) -> tuple[Call, ...]:
+        walk = sheet.walk(rows, s.sampler_steps, s.guidance)
+        return walk, Call(rows, times=2 if s.gamma or s.relative else 1)
+
+    pool = pooled(sheet, s, look(max(2, s.batch)), batch=max(2, s.batch), kept=2)
+    moments = 2 * adam_bytes(loop) * n
+    held = {"prompts": sheet.encoded(prompts), "signals": NUMBER * width * (len(pairs) + texts), "hypernetwork": whole}
+    held |= pool[0].held if pool else {}
+    learning = {**held, "moments": moments if s.steps > 1 else moments // 2, "gradients": NUMBER * n}
+    calls = [*(() if s.pool else look(rows)), Call(rows, learns=learns)]
+    step = Stage("step", tuple(replace(c, times=c.times * count) for c in calls), learning, repeats=s.steps)
+    peak, flops = _retaining(network, sheet.parts(min(s.retained, texts))[0])
+    again = int(s.steps * s.retain_times * sheet.parts(min(s.retained, texts))[1])
+    retain = Stage("retain", (), learning, repeats=again, peak=peak, flops=flops)
+    done = {**held, "moments": moments}
+    stages = [*(replace(p, held={**held, **p.held}) for p in pool), step, retain]
+    update = {**done, "gradients": NUMBER * n}
+    stages += [Stage("update", (), update, device={ROOTS: NUMBER * n}, repeats=2 * s.steps)]
+    if kept := saves(loop, s.steps):
+        stages.append(Stage("checkpoint", (), done, {"copy for the checkpoint": whole + moments}, repeats=kept))
+    stages.append(Stage("result", (), done, {"result": 2 * whole}))
+    names = {HYPER_FILE: whole + 100 * len(network.state_dict()), HYPER_CONFIG: 90 * len(sizes)}
+    return Needs(tuple(stages), n, prompts + len(pairs) + texts, names, (KEPT + 1) * (whole + moments) * bool(kept))
+
+
+def _retaining(network: Hypernetwork, rows: int) -> tuple[int, int]:
+    """Bytes and operations of one retain loss with its backward pass."""
+    u = torch.empty(rows, network.plan.text, device="meta")
+    with Ledger() as ledger:
+        ledger.keep(list(network.state_dict().values()))
+        retained(network(u, torch.ones((), device="meta")), network(u, torch.ones((), device="meta"))).backward()
+    grads = sum(NUMBER * p.numel() for p in network.parameters())
+    return max(0, ledger.peak - grads), ledger.flops

@@ -16,6 +16,7 @@ from ..prompts import InputError, unknown
 from . import _published
 from ._images import CANVAS, ImageTrainer, OnImages
 from ._method import Task
+from ._needs import Call, Sheet
 
 Variant = Literal["model", "noise"]
 
@@ -45,6 +46,11 @@ class ConceptAblation(OnImages):
             raise unknown("variant", self.variant, get_args(Variant))
         if not 0 <= self.keep < float("inf"):
             raise InputError(f"keep: expected a number of at least 0, got {self.keep}")
+
+    def passes(self, sheet: Sheet, rows: int) -> tuple[Call, ...]:
+        """The anchor's prediction, and a pass that learns on both prompts."""
+        learn = Call(2 * rows if self.keep else rows, learns=self.learns)
+        return (Call(rows), learn) if self.variant == "model" else (learn,)
 
     def run(self, backbone: Backbone, task: Task) -> _Trainer:
         """What trains the student."""

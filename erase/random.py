@@ -15,6 +15,7 @@ from ._delta import Delta
 from ._hyper import Hyper
 from ._lora import Factors
 from ._method import Task, configure
+from ._needs import Needs, Planned, Sheet
 
 
 def same_norm(a: Tensor, b: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -59,6 +60,13 @@ class Random:
         generator = torch.Generator().manual_seed(task.seed)
         drawn = {n: same_norm(a.cpu(), b.cpu(), self.rank or len(a), generator) for n, (a, b) in model.items()}
         return {n: (x, self.strength * y) for n, (x, y) in drawn.items()}
+
+    def needs(self, sheet: Sheet) -> Needs:
+        """What the other method asks for."""
+        tool = configure(self.like, sheet.backbone.preset, {})
+        if not isinstance(tool, Planned):
+            raise InputError(f"{self.like} does not say what it needs: give it `needs`, see docs/memory.md")
+        return tool.needs(sheet)
 
     def _no_lora(self, gives: str) -> InputError:
         return InputError(f"like: expected a method that gives a LoRA, {self.like!r} gives a {gives}")

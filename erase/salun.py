@@ -6,19 +6,20 @@ The mask is applied: weights outside it are bit-identical afterwards. Other mask
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, check_trainable, fingerprint
+from ..pipelines import Backbone, Learns, check_trainable, fingerprint
 from ..prompts import InputError, unknown
 from . import _published
 from ._finetune import Part
 from ._images import CANVAS
-from ._masked import MaskedStudent, check_precision
+from ._masked import MaskedStudent, check_precision, under_mask
 from ._method import Task
+from ._needs import Call, Needs, Sheet, Stage
 from ._relabel import Relabel, Relabeller
 from ._saliency import Choice, Combination, Mask, cached, choose, digest, forgetting, gradient_sum, salient_layers
 from ._student import Student
@@ -104,6 +105,27 @@ class SalUn(Relabel):
         if self.dense:
             check_precision(backbone)
         return _Trainer(self, backbone, task)
+
+    @property
+    def learns(self) -> Learns:
+        """The student: weights under the mask, or a LoRA on some of the Linears."""
+        share = 1.0 if self.mask == "none" else self.density
+        return replace(super().learns, at_once=self.dense) if self.dense else replace(super().learns, share=share)
+
+    def before(self, sheet: Sheet) -> tuple[Stage, ...]:
+        """Drawing the images, and ranking the weights."""
+        rows, _ = sheet.parts(self.batch)
+        ranked = Learns(self.rank_over)
+        call = Call(2 * rows, times=self.mask_passes * self.images / rows, learns=ranked)
+        gradients = {"gradients": 4 * ranked.count(sheet.backbone)}
+        stages = super().before(sheet)
+        images = {k: v for s in stages for k, v in s.held.items()}
+        mask = Stage("mask", (call,), {**images, **gradients}, again=True)
+        return (*stages, mask) if self.mask in ("saliency", "lowest") else stages
+
+    def needs(self, sheet: Sheet) -> Needs:
+        """What a run with these settings asks for."""
+        return under_mask(sheet, self) if self.dense else super().needs(sheet)
 
 
 class _Trainer(Relabeller):

@@ -22,6 +22,7 @@ from ..prompts import Concept, InputError
 from . import _published
 from ._lora import Factors
 from ._method import Task
+from ._needs import Needs, Sheet, Stage, lora_files
 from ._tokens import Tokens, contexts, edited, preserved
 
 
@@ -111,6 +112,28 @@ class UCE:
             d, a = self._pooled(backbone, backbone.pooled, task, scales)
             factors[backbone.pooled] = (a, weights[f"{backbone.pooled}.weight"].to(d) @ d)
         return factors
+
+    def needs(self, sheet: Sheet) -> Needs:
+        """States of the edited tokens, one factorisation, and the update of every layer. Of `subject` and `all` the
+        number of tokens is a guess: two of a name, and a whole text.
+        """
+        backbone, task = sheet.backbone, sheet.task
+        names = sum(len(c.names) if self.synonyms else 1 for c in task.concepts) * self.contexts
+        layers = backbone.modules("text-in")
+        width = max(m.in_features for m in layers.values())
+        edits = min(width, names * {"last": 1, "subject": 2, "all": 70}[self.tokens])
+        kept = 1 + len(task.preserve) * self.contexts
+        if self.pooled and backbone.pooled is not None:
+            layers = {**layers, backbone.pooled: backbone.modules("all")[backbone.pooled]}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for n, m in layers.items():
+            shapes |= {f"{n}.lora_A.weight": (edits, m.in_features), f"{n}.lora_B.weight": (m.out_features, edits)}
+        numbers = sum(a * b for a, b in shapes.values())
+        peak = 8 * (3 * width**2 + 4 * width * (edits + 8 * kept)) + 4 * max(m.weight.numel() for m in layers.values())
+        flops = sum(2 * edits * m.weight.numel() for m in layers.values()) + 2 * width**2 * (width + edits + 8 * kept)
+        held = {"prompts": sheet.encoded(2 * names + kept), "update": 4 * numbers}
+        solve = Stage("solve", (), held, peak=peak, flops=flops)
+        return Needs((solve,), numbers, 2 * names + kept, lora_files(shapes))
 
     def _pooled(self, backbone: Backbone, layer: str, task: Task, scales: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """The same closed form on what enters the layer that reads the pooled text vector: one vector a sentence."""

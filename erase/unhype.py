@@ -16,7 +16,8 @@ from . import _published
 from ._finetune import Part
 from ._hypernet import Architecture
 from ._method import Task
-from ._unhype import Training
+from ._needs import Needs, Sheet
+from ._unhype import Training, planned
 
 Objective = Literal["trajectory", "direct", "both"]
 Signal = Literal["auto", "pooled", "last", "mean"]
@@ -152,3 +153,7 @@ class UnHype:
     def run(self, backbone: Backbone, task: Task) -> Training:
         """What trains the hypernetwork."""
         return Training(self, backbone, task)
+
+    def needs(self, sheet: Sheet) -> Needs:
+        """Passes and memory of the hypernetwork's training."""
+        return planned(self, sheet)

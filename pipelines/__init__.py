@@ -2,10 +2,12 @@
 
 from ._adapters import acting, activate, components, low_rank, plug, unplug, watch
 from ._backbone import Backbone, Condition, Group, TextStates
+from ._blueprint import blueprint
 from ._bundled import BUNDLED
 from ._few import Drawing, draw_in
 from ._fingerprint import ROUNDED, SAME, distance, fingerprint
 from ._held import Values, check_trainable, check_writable
+from ._ledger import Ledger
 from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
 from ._loading import Loading, Offload, Quantize
 from ._memory import Embeddings
@@ -14,9 +16,11 @@ from ._prompted import Pairs, Read, Write, Writer, writers
 from ._quiet import quiet
 from ._seeds import step_generator
 from ._signals import disguised, pipeline_class, portable, prompt_signals, signals, write_by_prompt
+from ._weigh import LATENTS, Learns, Pass, Scale
 
 __all__ = [
     "BUNDLED",
+    "LATENTS",
     "ROUNDED",
     "SAME",
     "Backbone",
@@ -24,18 +28,23 @@ __all__ = [
     "Drawing",
     "Embeddings",
     "Group",
+    "Learns",
+    "Ledger",
     "Loading",
     "Model",
     "Offload",
     "Pairs",
+    "Pass",
     "Quantize",
     "Read",
+    "Scale",
     "TextStates",
     "Values",
     "Write",
     "Writer",
     "acting",
     "activate",
+    "blueprint",
     "canvas_folder",
     "canvas_open_clip",
     "check_trainable",

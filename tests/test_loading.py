@@ -549,6 +549,15 @@ class TestCommands:
             assert "--gradient-checkpointing" in out
             assert "--optimizer" in out
 
+    def test_beside_flags_of_other_meanings(self):
+        code, out, err = run("erase", "--method", "concept_ablation", "--help")
+        assert code == 0, err
+        assert "--variant" in out
+        assert "--model-variant" in out
+        code, _, err = run("plan", "moon", "--offload", "model", "--device", "cpu")
+        assert code == 2
+        assert "--offload: what it saves is not counted" in err
+
     def test_they_reach_the_model(self, tmp_path):
         pipe = tiny.sd()
         pipe.save_pretrained(tmp_path / "m", variant="fp16")

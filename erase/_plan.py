@@ -1,0 +1,405 @@
+"""What an erasing run would take, before anything heavy is loaded: memory, time, bytes; and what would make it fit."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..pipelines import Backbone, Scale, blueprint
+from ..prompts import Concept, InputError
+from ._erase import chosen, prepared
+from ._method import Method, Task, name_of, settings_of
+from ._needs import Needs, Planned, Sheet, Stage
+from ._train import Loop
+
+GB, MB = 2**30, 2**20
+MARGIN = 0.1
+"""A setting fits if its estimate and this share of it do."""
+EFFICIENCY = 0.6
+"""What a network reaches of the rate of a large matrix product."""
+CONTEXT = 500 * MB
+"""What CUDA itself takes of a GPU: an assumption."""
+RUNTIME = 900 * MB
+"""What the process and its libraries take of a computer's memory before a model is loaded. Measured likewise."""
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """On what a run takes place, and how the pipeline is loaded there.
+
+    Attributes:
+        device: "cpu", "cuda", ...; None: a GPU where there is one.
+        dtype: precision of the weights; None: what `load` chooses.
+        memory: bytes there are; None: the device's own.
+        flops: floating point operations a second of a large matrix product; None: measured by a short one.
+        embeddings: prompts are remembered (`load(..., embeddings=...)`), and no text encoder is loaded.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    memory: int | None = None
+    flops: float | None = None
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory is not None and not self.memory > 0:
+            raise InputError(f"memory: expected a number of bytes above 0, got {self.memory}")
+        if self.flops is not None and not 0 < self.flops < math.inf:
+            raise InputError(f"flops: expected operations a second, above 0, got {self.flops}")
+
+    @property
+    def place(self) -> str:
+        """The device, chosen as `load` does."""
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def host(self) -> bool:
+        """Whether the device's memory is the computer's own."""
+        return self.place.startswith("cpu")
+
+    def room(self) -> int | None:
+        """Bytes there are; None where nobody says."""
+        if self.memory is not None:
+            return self.memory
+        if not self.host:
+            return int(torch.cuda.mem_get_info(self.place)[1]) if torch.cuda.is_available() else None
+        names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage of a run as it was worked out.
+
+    Attributes:
+        name: of the stage.
+        memory: bytes by what they are, "activations" among them, at the stage's highest point; the weights not.
+        seconds: of the whole stage, all its repeats.
+    """
+
+    name: str
+    memory: Mapping[str, int]
+    seconds: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes at its highest point, the weights not counted."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take.
+
+    Attributes:
+        method: its name.
+        settings: its settings.
+        model: what it would be run on.
+        family: of the model.
+        device: where.
+        dtype: precision of the weights.
+        weights: bytes of the loaded components, by name.
+        parts: the run's stages, in order.
+        base: bytes that the process and its libraries, or CUDA, take anyway.
+        workspace: bytes that kernels take for a moment.
+        learns: how many numbers learn.
+        parameters: how many the denoiser has.
+        files: bytes of what is written into the eraser's folder, by file.
+        work: bytes in the work folder at most, while it runs.
+        rate: operations a second that the times follow from.
+        draws: bytes at the highest point of drawing one image afterwards, the weights not counted.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    model: str
+    family: str
+    device: str
+    dtype: str
+    weights: Mapping[str, int]
+    parts: tuple[Part, ...]
+    base: int
+    workspace: int
+    learns: int
+    parameters: int
+    files: Mapping[str, int]
+    work: int
+    rate: float
+    draws: int
+
+    @property
+    def extra(self) -> int:
+        """Bytes at the run's highest point beside the loaded pipeline."""
+        return int(max(p.peak for p in self.parts) * (1 + GAPS)) + self.workspace
+
+    @property
+    def memory(self) -> int:
+        """Bytes at its highest point, everything counted."""
+        return self.base + sum(self.weights.values()) + self.extra
+
+    @property
+    def highest(self) -> Part:
+        """The stage that needs most."""
+        return max(self.parts, key=lambda p: p.peak)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(p.seconds for p in self.parts)
+
+    @property
+    def written(self) -> int:
+        """Bytes of the eraser's weights."""
+        return sum(self.files.values())
+
+    def fits(self, memory: int) -> bool:
+        """Whether so many bytes are enough, with a margin of a tenth."""
+        return self.memory * (1 + MARGIN) <= memory
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, the sums among them."""
+        sums = {"memory": self.memory, "extra": self.extra, "seconds": self.seconds, "written": self.written}
+        return {**sums, "highest": self.highest.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A run that is thought of: all that an estimate follows from."""
+
+    tool: Method
+    task: Task
+    loop: Loop = field(default_factory=Loop)
+    machine: Machine = field(default_factory=Machine)
+
+
+class Planner:
+    """Estimates runs on one model, and remembers what it has counted.
+
+    Args:
+        model: a bundled name, a diffusers folder (its weights may be missing) or a Hub id; only configs are read.
+        call: more arguments of every stock call, such as `height` and `width`.
+
+    Raises:
+        InputError: see `blueprint`.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], *, call: Mapping[str, Any] | None = None) -> None:
+        self.model, self.call = os.fspath(model), call
+        self._blueprints: dict[tuple[str, str | None], Backbone] = {}
+        self._scales: dict[tuple[Any, ...], Scale] = {}
+        self._rates: dict[tuple[str, torch.dtype], float] = {}
+
+    def blueprint(self, machine: Machine) -> Backbone:
+        """The model on that machine, without weights."""
+        key = (machine.place, machine.dtype)
+        if key not in self._blueprints:
+            made = blueprint(self.model, dtype=machine.dtype, device=machine.place, call=self.call)
+            self._blueprints[key] = made
+        return self._blueprints[key]
+
+    def estimate(self, ask: Ask) -> Estimate:
+        """What that run would take.
+
+        Raises:
+            InputError: a method that does not say, or that refuses the model or these settings.
+        """
+        tool, loop, machine = ask.tool, ask.loop, ask.machine
+        if not isinstance(tool, Planned):
+            raise InputError(f"{name_of(tool)} does not say what it needs: give it `needs`, see docs/memory.md")
+        backbone = self.blueprint(machine)
+        needs = tool.needs(Sheet(backbone, ask.task, loop))
+        half = HALVES.get(_precision(loop, backbone, machine))
+        scale = self._scale(backbone, loop.gradient_checkpointing, half)
+        rate = self._rate(machine, half or backbone.dtype)
+        parts = [] if machine.embeddings else [_encoding(backbone, needs, rate)]
+        parts += [_part(s, scale, rate, machine) for s in needs.stages]
+        if loop.validate_every:
+            parts.append(self._validation(ask, needs, scale=scale, rate=rate))
+        weights = on_device(backbone, machine)
+        largest = max(p.numel() * p.element_size() for p in backbone.denoiser.parameters())
+        return Estimate(
+            method=name_of(tool),
+            settings=settings_of(tool),
+            model=backbone.name,
+            family=backbone.family,
+            device=machine.place,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            weights=weights,
+            parts=tuple(parts),
+            base=RUNTIME if machine.host else CONTEXT,
+            # convolutions and matrix products on CPUs bring weights and what they read into an order of their own
+            workspace=WORKSPACE[0] + WORKSPACE[1] * largest if machine.host else 0,
+            learns=needs.learns,
+            parameters=sum(p.numel() for p in backbone.denoiser.parameters()),
+            files=dict(needs.files),
+            work=needs.work if loop.work is not None else 0,
+            rate=rate,
+            draws=max(scale.weigh(2).peak, scale.decode()),
+        )
+
+    def _scale(self, backbone: Backbone, checkpointing: bool, half: torch.dtype | None) -> Scale:
+        key = (id(backbone), checkpointing, half)
+        if key not in self._scales:
+            self._scales[key] = Scale(backbone, checkpointing=checkpointing, half=half)
+        return self._scales[key]
+
+    def _rate(self, machine: Machine, dtype: torch.dtype) -> float:
+        if machine.flops is not None:
+            return machine.flops
+        key = (machine.place, dtype)
+        if key not in self._rates:
+            self._rates[key] = measured_rate(machine.place, dtype)
+        return self._rates[key]
+
+    def _validation(self, ask: Ask, needs: Needs, *, scale: Scale, rate: float) -> Part:
+        """Drawing the validation images of a run."""
+        n = len(ask.loop.validate) or len(ask.task.concepts) + min(2, len(ask.task.preserve))
+        steps = int(getattr(ask.tool, "steps", 1))
+        sheets = steps // ask.loop.validate_every + 2
+        last = max(needs.stages, key=lambda s: s.repeats)
+        drawn = scale.weigh(2 * n)
+        memory = {**last.held, **(last.host if ask.machine.host else {})}
+        memory["activations"] = max(drawn.peak, scale.decode(n))
+        return Part("validation", memory, sheets * 20 * drawn.flops / (rate * EFFICIENCY))
+
+
+WORKSPACE = (30 * MB, 5)
+"""What kernels take for a moment on a CPU: bytes, and times the largest weight. Fitted, see docs/memory.md."""
+GAPS = 0.05
+"""What the allocator cannot use again, as a share of what the run holds at its highest point. Fitted likewise."""
+
+
+def networks(backbone: Backbone) -> list[tuple[str, nn.Module]]:
+    """The networks of a pipeline by their names."""
+    return [(n, m) for n, m in backbone.pipe.components.items() if isinstance(m, nn.Module)]
+
+
+def on_device(backbone: Backbone, machine: Machine) -> dict[str, int]:
+    """Bytes of each component's weights on the device. Weights that are kept elsewhere or in fewer bits belong here."""
+    there = [(n, m) for n, m in networks(backbone) if not (machine.embeddings and n.startswith("text_encoder"))]
+    return {n: sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for n, m in there}
+
+
+def _precision(loop: Loop, backbone: Backbone, machine: Machine) -> str:
+    """As `Loop.precision` says, for a device that may not be there."""
+    if loop.mixed_precision != "auto":
+        if loop.mixed_precision == "fp16" and machine.host:
+            raise InputError("mixed precision 'fp16' needs a GPU: use bf16 or no")
+        return loop.mixed_precision
+    return "fp16" if backbone.dtype == torch.float16 and not machine.host else "no"
+
+
+def _part(stage: Stage, scale: Scale, rate: float, machine: Machine) -> Part:
+    """A stage's highest point and time."""
+    highest, flops = stage.peak, stage.flops
+    for call in stage.calls:
+        one = scale.weigh(call.rows, call.learns, again=stage.again and call.learns is not None)
+        under = sum(scale.weigh(rows, learns).held for rows, learns in call.under)
+        highest = max(highest, one.peak + under)
+        flops += call.times * one.flops
+    memory = {**stage.held, **(stage.host if machine.host else stage.device)}
+    if highest:
+        memory["activations"] = highest
+    return Part(stage.name, memory, stage.repeats * flops / (rate * EFFICIENCY))
+
+
+def _encoding(backbone: Backbone, needs: Needs, rate: float) -> Part:
+    """Encoding the prompts: two operations for each weight and token, and the states of the layers."""
+    tokens = max((s[1] for s in _states(backbone)), default=77)
+    flops, width = 0.0, 0
+    for name, net in networks(backbone):
+        if name.startswith("text_encoder"):
+            words = {id(m) for m in net.modules() if isinstance(m, nn.Embedding)}
+            tables = sum(p.numel() for m in net.modules() if id(m) in words for p in m.parameters())
+            flops += 2.0 * (sum(p.numel() for p in net.parameters()) - tables) * tokens * needs.prompts
+            wide = max((m.out_features for m in net.modules() if isinstance(m, nn.Linear)), default=0)
+            width = max(width, wide * next(net.parameters()).element_size())
+    return Part("prompts", {"activations": 3 * min(needs.prompts, 64) * tokens * width}, flops / (rate * EFFICIENCY))
+
+
+def _states(backbone: Backbone) -> list[tuple[int, ...]]:
+    found = backbone.encode(["a"]).kwargs.values()
+    return [tuple(v.shape) for v in found if isinstance(v, torch.Tensor) and v.ndim == 3]
+
+
+def measured_rate(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product, in a fraction of a second.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    n = 1024 if device.startswith("cpu") else 4096
+    try:
+        a = torch.randn(n, n, device=device).to(dtype)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"cannot measure {device!r}: {str(error).splitlines()[0]}; say how fast it is with --flops"
+        ) from error
+    best = math.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return float(2 * n**3 / best)
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as "12GB", "800 MB" or "6" (GB): GB are 2^30 bytes, as graphics cards count.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GB|GIB|G|MB|MIB|M)?\s*", text.upper())
+    if not found or not float(found[1]) > 0:
+        raise InputError(f"memory: expected a size such as 12GB or 800MB, got {text!r}")
+    return int(float(found[1]) * (MB if (found[2] or "G").startswith("M") else GB))
+
+
+def plan(
+    concepts: str | Concept | Sequence[str | Concept],
+    model: str | os.PathLike[str],
+    *,
+    method: str | tuple[str, Mapping[str, Any]] | Method = "uce",
+    preserve: Sequence[str] | None = None,
+    loop: Loop | None = None,
+    machine: Machine | None = None,
+) -> Estimate:
+    """What `erase` of these concepts would take, from the model's configs alone.
+
+    Args:
+        concepts: as `erase` takes them.
+        model: a bundled name, a diffusers folder (its weights may be missing) or a Hub id.
+        method: as `erase` takes it.
+        preserve: as `erase` takes it.
+        loop: how a trained method would run.
+        machine: on what, and how the pipeline would be loaded.
+
+    Raises:
+        InputError: what `erase` would refuse, or a method that does not say what it needs.
+    """
+    planner, where = Planner(model), machine or Machine()
+    return planner.estimate(asked(planner, concepts, method=method, preserve=preserve, loop=loop, machine=where))
+
+
+def asked(
+    planner: Planner,
+    concepts: str | Concept | Sequence[str | Concept],
+    *,
+    method: str | tuple[str, Mapping[str, Any]] | Method,
+    preserve: Sequence[str] | None,
+    loop: Loop | None,
+    machine: Machine,
+) -> Ask:
+    """The run that `erase` would make of the same arguments."""
+    backbone = planner.blueprint(machine)
+    task = Task(*prepared(concepts, backbone, preserve))
+    return Ask(chosen(method, backbone), task, loop or Loop(checkpoint_every=0), machine)
