@@ -76,7 +76,7 @@ def load(
     _check_options(name, where, how)
     try:
         with quiet():
-            pipe, origin = _read(name, where, how, dtype=dtype, device=device, known=known)
+            pipe, origin = _read(name, where, how=how, dtype=dtype, device=device, known=known)
     except InputError:
         raise
     except (*FAILURES, SafetensorError) as error:
@@ -100,7 +100,7 @@ def load(
 
 
 def _read(
-    name: str, where: Path, how: Loading, *, dtype: str | None, device: str, known: Embeddings | None
+    name: str, where: Path, *, how: Loading, dtype: str | None, device: str, known: Embeddings | None
 ) -> tuple[DiffusionPipeline, dict[str, str]]:
     """The pipeline on the CPU (or where quantised parts land), and what is to be remembered of where it came from."""
     without = () if known is None else ENCODERS
