@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..prompts import InputError, canvas, unknown
+from ._loading import loading, loads
 
 SPLITS = ("all", "dev", "held-out")
 
 
+@loads
 def benchmark(
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder; the same command goes on where it stopped.")],
     models: Annotated[str, typer.Option(help="Bundled names, folders or Hub ids, with commas.")] = "canvas-sd",
@@ -41,8 +44,10 @@ def benchmark(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep-galleries", help="Keep all images, not a few of each cell.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON and nothing else.")] = False,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Erase and score every concept with every method; write one tidy table and a leaderboard. Killed at any point, the
     same command goes on; started twice, the two share the work.
@@ -74,7 +79,9 @@ def benchmark(
                 steps=steps,
                 guidance=guidance,
             )
-            run(plan, out_folder, load=lambda name: load(name, dtype=dtype, device=device), say=say, keep=keep)
+            wanted = loading(reading)
+            read = lambda name: load(name, dtype=dtype, device=device, how=wanted)  # noqa: E731
+            run(plan, out_folder, load=read, say=say, keep=keep)
     finally:  # what is done is in the table, whatever happened to the rest
         boards = write_all(rows_of(out_folder), out_folder, say) if any(out_folder.glob("cells/*/*/*.json")) else []
     if as_json:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..prompts import InputError, unknown
+from ..prompts import InputError, out_of_memory, unknown
 from ._benchmark import benchmark
+from ._loading import loading, loads, words
 from ._report import report
 
 if TYPE_CHECKING:
@@ -36,13 +37,18 @@ out = Console()
 err = Console(stderr=True)
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Bundled name, diffusers folder or Hub id (see `erasers list models`).")
+    str,
+    typer.Option(
+        "--model", "-m", help="Bundled name (`erasers list models`), diffusers folder, Hub id or single file."
+    ),
 ]
 DtypeOption = Annotated[
     str | None,
-    typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32 on a CPU, float16 on a GPU."),
+    typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32 on a CPU, half precision on a GPU."),
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... Default: a GPU where there is one.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, ... Default: a GPU where there is one.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists already.")]
 StepsOption = Annotated[int | None, typer.Option(help="Sampler steps. Default: what suits the model.", min=1, max=1000)]
@@ -59,6 +65,7 @@ PromptsOption = Annotated[
 ]
 
 
+@loads
 def erase(
     concepts: Annotated[list[str] | None, typer.Argument(help="What to erase, one or several names.")] = None,
     model: ModelOption = "canvas-sd",
@@ -110,10 +117,18 @@ def erase(
         bool,
         typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=LOOP),
     ] = False,
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            help="adam, or adam8bit: moments in a quarter of the memory (bitsandbytes).", rich_help_panel=LOOP
+        ),
+    ] = "adam",
     divergence: Annotated[
         float,
         typer.Option(help="Stop when the loss is this many times its start; 0: never.", min=0, rich_help_panel=LOOP),
     ] = 1000.0,
+    *,
+    reading: Mapping[str, Any],
     **settings: Any,  # noqa: ANN401
 ) -> None:
     """Remove concepts from a model and write the eraser. A trained method keeps its checkpoints, log and validation
@@ -150,9 +165,10 @@ def erase(
         mixed_precision=mixed_precision,  # type: ignore[arg-type]
         accumulate=accumulate,
         gradient_checkpointing=gradient_checkpointing,
+        optimizer=optimizer,  # type: ignore[arg-type]
         divergence=divergence,
     )
-    backbone = _load(model, dtype, device)
+    backbone = _load(model, dtype, device, reading)
     with Cost() as cost:
         eraser = run(
             [known(n, backbone, anchor) for n in names],
@@ -173,9 +189,10 @@ def erase(
         f"{', '.join(eraser.recipe.names)} erased from {backbone.name} by {method} in {cost.seconds:.2f} s: "
         f"{eraser.payload.summary()}, {size / 1e6:.2f} MB, in {folder}"
     )
-    _say(f"next: erasers grid --model {model} --eraser {folder} --out grid.png")
+    _say(f"next: erasers grid --model {model}{words(reading)} --eraser {folder} --out grid.png")
 
 
+@loads
 def draw(
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and their manifest.")],
     model: ModelOption = "canvas-sd",
@@ -205,6 +222,8 @@ def draw(
     force: ForceOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Draw a prompt set; with erasers on, into OUT/erased, and beside it the unerased control in OUT/original. After a
     kill the same command goes on; `torchrun --nproc_per_node N -m erasers.app.cli draw ...` shares the work.
@@ -218,7 +237,7 @@ def draw(
     if eraser and control:
         sides = {"original": out_folder / "original", **sides}
     loaded = _erasers(eraser)
-    backbone = _load(model, dtype, device)
+    backbone = _load(model, dtype, device, reading)
     given = {"steps": steps, "guidance": guidance, "sampler": sampler, "batch": batch, "noise": noise}
     how = _chosen(backbone, place, given)
     for one in loaded:
@@ -256,6 +275,7 @@ def _chosen(backbone: Backbone, place: World | None, given: dict[str, Any]) -> S
     return replace(how, **{k: v for k, v in given.items() if v is not None})
 
 
+@loads
 def grid(
     out_file: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
     model: ModelOption = "canvas-sd",
@@ -267,6 +287,8 @@ def grid(
     force: ForceOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Draw original and erased side by side: rows are prompts, columns the original and each eraser."""
     if not eraser:
@@ -281,7 +303,7 @@ def grid(
     check_target(out_file, force)
     wanted = _prompts(prompts, None)
     loaded = _erasers(eraser)
-    backbone = _load(model, dtype, device)
+    backbone = _load(model, dtype, device, reading)
     how = _sampling(backbone, steps, guidance)
     columns = {"original": run(backbone, wanted, how=how, label="original").images}
     for k, one in enumerate(loaded, start=1):
@@ -292,6 +314,7 @@ def grid(
     _say(f"{len(wanted)} rows x {len(columns)} columns in {out_file}")
 
 
+@loads
 def evaluate(
     model: ModelOption = "canvas-sd",
     eraser: ErasersOption = None,
@@ -327,6 +350,8 @@ def evaluate(
     as_json: JsonOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Score forgetting and retaining, paired with the unerased model. Several erasers are scored as one stack."""
     if not eraser:
@@ -342,7 +367,7 @@ def evaluate(
     if out_file is not None:
         check_target(out_file, force)
     loaded = _erasers(eraser)
-    backbone = _load(model, dtype, device)
+    backbone = _load(model, dtype, device, reading)
     for one in loaded:
         one.check_base(backbone)
     from ..prompts import CANVAS, UNLEARN_CANVAS
@@ -387,6 +412,7 @@ def evaluate(
     show(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
 
 
+@loads
 def export(
     eraser: Annotated[str, typer.Argument(help="Eraser folder, file or Hub id.")],
     to: Annotated[
@@ -414,6 +440,9 @@ def export(
         typer.Option(help="float32, float16 or bfloat16 weights. Default: the eraser's, or the loaded model's."),
     ] = None,
     force: ForceOption = False,
+    device: DeviceOption = None,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Write an eraser for another app: one LoRA file, or the denoiser with the update in it."""
     import torch
@@ -423,7 +452,7 @@ def export(
         raise unknown("dtype", dtype, kinds)
     loaded = _erasers([eraser])[0]
     exact = to == "lycoris" or rank is not None or energy is not None  # the files' precision is another matter
-    base = None if model is None else _load(model, "float32" if exact else dtype, None)
+    base = None if model is None else _load(model, "float32" if exact else dtype, device, reading)
     kind = kinds[dtype] if dtype else None
     if prompt is not None:
         if base is None:
@@ -439,6 +468,7 @@ def export(
     _say(f"{out_file}: {sum(f.stat().st_size for f in files) / 1e6:.2f} MB, {to}{held}")
 
 
+@loads
 def push(
     eraser: Annotated[str, typer.Argument(help="Eraser folder or file.")],
     repo: Annotated[str, typer.Argument(help="Where to: owner/name on the Hub, made if it is not there.")],
@@ -447,10 +477,14 @@ def push(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The base model: load the eraser into it before uploading.")
     ] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Upload an eraser to the Hugging Face Hub with its model card. Log in first: `hf auth login`, or HF_TOKEN."""
     loaded = _erasers([eraser])[0]
-    base = None if model is None else _load(model, None, None)
+    base = None if model is None else _load(model, dtype, device, reading)
     with err.status(f"uploading to {repo}"):
         address = loaded.push_to_hub(repo, private=private, revision=revision, verify=base)
     _say(address)
@@ -557,11 +591,12 @@ def _list_prompts() -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- shared steps
 
 
-def _load(model: str, dtype: str | None, device: str | None) -> Backbone:
+def _load(model: str, dtype: str | None, device: str | None, reading: Mapping[str, Any]) -> Backbone:
     from ..pipelines import load
 
+    wanted = loading(reading)
     with err.status(f"loading {model}"):
-        return load(model, dtype=dtype, device=device)
+        return load(model, dtype=dtype, device=device, how=wanted)
 
 
 def _erasers(sources: list[str] | None) -> list[Eraser]:
@@ -696,13 +731,10 @@ def main() -> None:
         code = build(sys.argv[1:])(standalone_mode=False)
     except InputError as error:
         _complain(str(error))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        _complain(
-            f"out of memory: {str(error).splitlines()[0][:160]}; lower --batch or raise --accumulate, add "
-            "--gradient-checkpointing, or load the model with --dtype float16 or bfloat16"
-        )
+        _complain(f"out of memory: {(str(error) or 'MemoryError').splitlines()[0][:160]}; {_spares(sys.argv[1:])}")
     except USAGE as error:
         if len(sys.argv) == 1:  # nothing was asked for: typer's message is the help
             error.show()
@@ -714,9 +746,17 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's or the computer's memory was not enough."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+def _spares(args: Sequence[str]) -> str:
+    """What makes a command need less memory, most effective first."""
+    if "erase" in args[:1]:
+        return (
+            "lower --batch or raise --accumulate, add --gradient-checkpointing, load with --dtype bfloat16, --offload "
+            "model or --quantize bnb4, or take --optimizer adam8bit"
+        )
+    fewer = "lower --batch, " if "draw" in args[:1] else ""
+    return (
+        f"{fewer}load with --dtype bfloat16 or --offload model (least: sequential), add --vae-slicing or --vae-tiling"
+    )
 
 
 def _complain(message: str) -> NoReturn:

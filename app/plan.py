@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..prompts import InputError
+from ._loading import FLAGS
 
 if TYPE_CHECKING:
     from ..erase import Estimate, Fit
@@ -61,6 +62,10 @@ def _plan(said: dict[str, Any], settings: dict[str, Any]) -> None:
     from ..erase import Loop, Machine, Planner, asked, configure, fit, parse_bytes, suited
     from ..erase import concept as known
 
+    reading = {n: said.pop(f"loading_{n}") for n in FLAGS}
+    for name, flag in FLAGS.items():
+        if name not in ("variant", "revision", "config") and reading[name] != flag.default:
+            raise InputError(f"{flag.name}: what it saves is not counted; plan without it, for what it is at most")
     names = [n for n in said["concepts"] or [] if n.strip()]
     if not names:
         raise InputError("no concept given: name what to erase, for example `erasers plan moon`")
@@ -71,7 +76,7 @@ def _plan(said: dict[str, Any], settings: dict[str, Any]) -> None:
     has = {f.name for f in fields(Loop)}
     how: dict[str, Any] = {k: tuple(v or ()) if k in ("validate", "track") else v for k, v in said.items() if k in has}
     loop = Loop(work=Path("training"), **how)
-    planner = Planner(said["model"])
+    planner = Planner(reading["config"] or said["model"])  # a single file's pipeline tells enough
     backbone = planner.blueprint(machine)
     preset = suited(said["method"], said["preset"] or backbone.preset, backbone.family)
     ask = asked(

@@ -20,7 +20,7 @@ CARD = """---
 
 # Eraser of {names}
 
-Removes **{names}** from `{base}`. Made by [erasers] with the method `{method}`, seed {seed}.
+Removes **{names}** from `{base}`{version}. Made by [erasers] with the method `{method}`, seed {seed}.
 
 | concept | drawn instead | synonyms erased or tested |
 |---|---|---|
@@ -217,6 +217,12 @@ def _scores(recipe: Recipe) -> str:
     )
 
 
+def _version(recipe: Recipe) -> str:
+    """Which of the base's weights these were, where they were chosen or are known."""
+    told = [f"{k} {recipe.base[k]}" for k in ("revision", "commit", "variant", "quantized") if recipe.base.get(k)]
+    return f" ({', '.join(told)})" if told else ""
+
+
 def card(recipe: Recipe, repo: str | None = None) -> str:
     """The card of one eraser, Markdown with the Hub's front matter.
 
@@ -240,6 +246,7 @@ def card(recipe: Recipe, repo: str | None = None) -> str:
         front=data.to_yaml(),
         names=text(", ".join(recipe.names)),
         base=base,
+        version=_version(recipe),
         method=recipe.method,
         seed=recipe.seed,
         rows="\n".join(rows),

@@ -98,7 +98,7 @@ class Delta:
         return {n: c.shape for n, c in self.changes.items()}
 
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
-        return backbone.parameters("all")
+        return backbone.values("all")
 
     def finite(self) -> bool:
         return all(bool(c.values.isfinite().all()) for c in self.changes.values())

@@ -197,9 +197,13 @@ class Distiller:
         self.generator = Student(backbone, s.train, rank=rank, generator=first, label="erasers-generator")
         self._open.callback(self.generator.close)
         self.generator.begin(begun)
-        self.average = {n: p.detach().clone() for n, p in self._generator_weights().items()} if s.ema else {}
+        self.average = (
+            {n: p.detach().to(backbone.device, copy=True) for n, p in self._generator_weights().items()}
+            if s.ema
+            else {}
+        )
         self.adams = {
-            name: session.optimiser(torch.optim.Adam(student.parameters.values(), lr=lr, betas=(s.momentum, 0.999)))
+            name: session.adam(student.parameters.values(), lr=lr, betas=(s.momentum, 0.999))
             for name, student, lr in (("fake", self.fake, s.lr_fake), ("generator", self.generator, s.lr))
         }
         with torch.no_grad(), backbone.using(None):
@@ -217,9 +221,10 @@ class Distiller:
         if place is None:
             return {}
         factors = Lora.read(place / files.LORA_FILE if place.is_dir() else place)[0].factors
-        shapes = {n: tuple(p.shape) for n, p in self.backbone.parameters("all").items()}
+        held = self.backbone.values("all")
         for name, (a, b) in factors.items():
-            if shapes.get(f"{name}.weight") != (len(b), *a.shape[1:]):
+            there = held.get(f"{name}.weight")
+            if there is None or tuple(there.shape) != (len(b), *a.shape[1:]):
                 raise InputError(f"start: {place} is not for {self.backbone.name}: it changes {name}")
         return factors
 

@@ -100,7 +100,7 @@ def _solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None) -
         check_unfused(part, "cannot erase")  # PEFT would take it out of the weights when adapters are switched off
     with backbone.using(None):  # a closed form reads the weights, and the user's adapters are no part of them
         result = tool.run(backbone, task)
-        base = fingerprint(backbone.parameters("all"))
+        base = fingerprint(backbone.values("all"))
     if not isinstance(result, Trainer):
         if not isinstance(result, (Mapping, Delta, Hyper)):
             verbs = [n for n in (*Trainer.__annotations__, *vars(Trainer)) if not n.startswith("_")]
@@ -116,6 +116,7 @@ def _solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None) -
     if loop.validate_every and not loop.validate:
         loop = replace(loop, validate=tuple(c.name for c in (*task.concepts, *task.preserve[:2])))
     training = {"base": str(backbone.dtype).removeprefix("torch."), "mixed precision": loop.precision(backbone)}
+    training |= {"optimizer": loop.optimizer} if loop.optimizer != "adam" else {}
     given = settings_of(tool)
     identity = {
         "method": name_of(tool),
@@ -130,6 +131,13 @@ def _solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None) -
     }
     learnt = train(result, backbone, loop=loop, identity=identity, seed=task.seed)
     return _Solution(learnt, training, result.drawing)
+
+
+def _made_from(backbone: Backbone) -> dict[str, str]:
+    """What a record says of the base beside its name: revision, commit, variant ...; and how it is quantised, if it is,
+    because its fingerprint is that of rounded weights then.
+    """
+    return {**({"quantized": backbone.quantized} if backbone.quantized else {}), **backbone.provenance}
 
 
 def _refuse_loop(tool: Method, loop: Loop) -> None:
@@ -210,7 +218,7 @@ def erase(
         raise InputError(f"{made} gave numbers that are not finite: choose milder settings")
     with backbone.using(None):
         weights = payload.weights(backbone)
-        edited = fingerprint({n: weights[n] for n in sorted(payload.shapes)})
+        edited = fingerprint(weights, payload.shapes)
     recipe = Recipe(
         method=name_of(tool),
         settings=recorded(tool),
@@ -220,6 +228,7 @@ def erase(
             "id": backbone.name,
             "component": backbone.component,
             "fingerprint": edited,
+            **_made_from(backbone),
         },
         concepts=[{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()} for c in wanted],
         preserve=[c.name for c in kept],

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 
 from ..pipelines import (
+    ROUNDED,
+    SAME,
     Backbone,
     Drawing,
     activate,
+    check_writable,
     components,
     distance,
     draw_in,
@@ -39,7 +42,6 @@ from ._lora import Lora
 from ._payload import Payload
 from ._recipe import Recipe
 
-SAME_BASE = 0.01
 KINDS: dict[str, type[Payload]] = {"lora": Lora, "delta": Delta, "hyper": Hyper}
 
 
@@ -163,7 +165,7 @@ class Eraser:
         lora = Lora(factors)
         with base.using(None):
             weights = lora.weights(base)
-            edited = fingerprint({n: weights[n] for n in sorted(factors)})
+            edited = fingerprint(weights, factors)
         record = replace(
             self.recipe,
             kind="lora",
@@ -312,6 +314,7 @@ class Eraser:
         backbone = pipe if isinstance(pipe, Backbone) else wrap(pipe)
         self.check_base(backbone, force=force)
         check_bare(backbone, "bake", loras=True)
+        check_writable(backbone.denoiser, "cannot bake")
         self.payload.bake(backbone, self.recipe.scale if scale is None else scale)
         if self.drawing:
             draw_in(backbone.pipe, self.drawing)
@@ -333,17 +336,10 @@ class Eraser:
                     raise InputError(
                         f"{made_for}: {path} should be {want}, in {backbone.name!r} it is {have or 'missing'}"
                     )
-            edited = {n: weights[n] for n in self.payload.shapes}
-            if any(w.is_meta for w in edited.values()):
-                if force:
-                    return
-                raise InputError(
-                    f"{made_for}; the weights of {backbone.name!r} are offloaded and cannot be compared: attach before "
-                    "offloading (in Python, force=True leaves it out)"
-                )
-            here = fingerprint(edited)
+            here = fingerprint(weights, self.payload.shapes)
         away = distance(self.recipe.base["fingerprint"]["weights"], here["weights"])
-        if not (away <= SAME_BASE or force):  # so that NaN weights are refused too
+        few = backbone.quantized or self.recipe.base.get("quantized")
+        if not (away <= (ROUNDED if few else SAME) or force):  # so that NaN weights are refused too
             raise InputError(
                 f"{made_for}; the weights of {backbone.name!r} differ by {away:.1%}: "
                 "use that base (in Python, force=True tries it on a relative of it)"

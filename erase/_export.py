@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, check_unfused, components, overlay
+from ..pipelines import Backbone, check_unfused, check_writable, components, overlay
 from ..prompts import InputError, unknown
 from . import _files as files
 from ._convert import lycoris_keys
@@ -89,6 +89,7 @@ def base_values(eraser: Eraser, base: Backbone | None) -> dict[str, Tensor]:
         raise InputError(f"differences from {base.dtype} weights are mostly rounding: load the base in float32")
     eraser.check_base(base)
     check_unfused(base.denoiser, "cannot take differences")
+    check_writable(base.denoiser, "cannot take differences")
     with base.using(None):
         return {n: p.data for n, p in base.parameters("all").items()}
 
@@ -103,6 +104,7 @@ def component(eraser: Eraser, target: Path, base: Backbone | None, *, force: boo
         raise InputError("a component holds the whole denoiser: name the base model with --model")
     eraser.check_base(base)
     check_bare(base, "export")
+    check_writable(base.denoiser, "cannot export the weights")
 
     def fill(partial: Path) -> None:
         base.save_denoiser(partial)

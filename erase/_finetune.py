@@ -162,7 +162,7 @@ class Finetuner:
     def adam(self, lr: float) -> None:
         """The optimiser of the student's parameters."""
         self.names = list(self.student.parameters)
-        self.optimiser = self.session.optimiser(torch.optim.Adam(self.student.parameters.values(), lr=lr))
+        self.optimiser = self.session.adam(self.student.parameters.values(), lr=lr)
 
     def step(self, k: int, rng: torch.Generator) -> Mapping[str, float]:
         draws, total, n = self.draw(rng), 0.0, self.settings.batch

@@ -46,8 +46,9 @@ class Lora:
         return {n: (b.shape[0], *a.shape[1:]) for n, (a, b) in self.factors.items()}
 
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
-        named = backbone.parameters("all").items()
-        return {n.removesuffix(".weight"): p for n, p in named if n.endswith(".weight") and p.ndim in (2, 4)}
+        held = backbone.values("all")
+        found = (n for n in held if n.endswith(".weight") and held.dimensions(n) in (2, 4))
+        return held.renamed({n: n.removesuffix(".weight") for n in found})
 
     def finite(self) -> bool:
         return all(bool(t.isfinite().all()) for pair in self.factors.values() for t in pair)

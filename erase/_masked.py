@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..pipelines import Backbone, check_unfused
+from ..pipelines import Backbone, check_trainable, check_unfused
 from ..prompts import InputError
 from ._delta import Change, Delta, unpack
 from ._needs import NUMBER, Needs, Sheet, Stage, delta_files, saves
@@ -54,8 +54,9 @@ def check_precision(backbone: Backbone) -> None:
     """Refuse weights that cannot be trained one by one.
 
     Raises:
-        InputError: they are in half precision.
+        InputError: they are in half precision, quantised or offloaded.
     """
+    check_trainable(backbone.denoiser, f"cannot train {backbone.name} under a mask", dense=True)
     if backbone.dtype != torch.float32:
         raise InputError(
             f"training under a mask needs float32 weights, got {backbone.dtype}: load with --dtype float32 (and "
@@ -85,6 +86,11 @@ class MaskedStudent:
     def __init__(self, backbone: Backbone, mask: Mask, session: Session, *, lr: float, clip: float) -> None:
         check_precision(backbone)
         check_unfused(backbone.denoiser, "cannot train")
+        if session.optimizer != "adam":
+            raise InputError(
+                f"--optimizer {session.optimizer}: training under a mask has an Adam of its own, with moments "
+                "under the mask only; leave it out"
+            )
         self.backbone, self.mask, self.session, self.clip = backbone, mask, session, clip
         self.param_groups: list[dict[str, Any]] = [{"lr": lr, "params": []}]
         self.count = 0

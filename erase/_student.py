@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..pipelines import Backbone, Group, check_unfused, low_rank, overlay, plug, unplug
+from ..pipelines import Backbone, Group, check_trainable, check_unfused, low_rank, overlay, plug, unplug
 from ..prompts import InputError
 from . import _files as files
 from ._delta import Change, Delta
@@ -61,8 +61,9 @@ class Student:
     ) -> None:
         self.backbone, self.label, self._dense, self._only = backbone, label, rank == 0, only
         self._flags = [(p, p.requires_grad) for p in backbone.parameters("all").values()]
-        check_dense(backbone, dense=self._dense)
         check_unfused(backbone.denoiser, "cannot train")
+        check_trainable(backbone.denoiser, f"cannot train {backbone.name}", dense=self._dense)
+        check_dense(backbone, dense=self._dense)
         targets: Mapping[str, object] = backbone.parameters(group) if self._dense else backbone.modules(group)
         if not targets:
             raise InputError(f"{backbone.name} has nothing to train in the group {group!r}")

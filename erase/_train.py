@@ -10,7 +10,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from ._lora import Factors
 
 Precision = Literal["auto", "no", "fp16", "bf16"]
 Track = Literal["tensorboard", "wandb"]
+Optimizer = Literal["adam", "adam8bit"]
 CHECKPOINT = "checkpoint-{:06d}.safetensors"
 MARK = ".training"
 """Marks a work folder as ours: nothing is ever deleted in another."""
@@ -50,7 +51,7 @@ class Diverged(InputError):
 
 @dataclass(frozen=True)
 class Loop:
-    """How a trained method runs. Apart from `mixed_precision` nothing here changes what it learns.
+    """How a trained method runs. Apart from `mixed_precision` and `optimizer` nothing here changes what it learns.
 
     Attributes:
         work: folder for checkpoints, the log and validation images; None keeps nothing.
@@ -64,6 +65,7 @@ class Loop:
             gradients vanish otherwise, and "no" elsewhere.
         accumulate: parts in which each batch is computed; less memory, the same result up to rounding.
         gradient_checkpointing: compute activations twice; less memory, more time.
+        optimizer: "adam", or "adam8bit" by bitsandbytes: moments in 8 bits, of parameters from 4096 numbers on.
         divergence: stop when the loss exceeds this many times the median of its first steps, ten at most; 0
             never stops.
 
@@ -81,6 +83,7 @@ class Loop:
     mixed_precision: Precision = "auto"
     accumulate: int = 1
     gradient_checkpointing: bool = False
+    optimizer: Optimizer = "adam"
     divergence: float = 1000.0
 
     def __post_init__(self) -> None:
@@ -92,6 +95,8 @@ class Loop:
                 raise InputError(f"{name.replace('_', '-')}: expected a number of at least {least}, got {got}")
         if self.mixed_precision not in get_args(Precision):
             raise unknown("mixed precision", self.mixed_precision, get_args(Precision))
+        if self.optimizer not in get_args(Optimizer):
+            raise unknown("--optimizer", self.optimizer, get_args(Optimizer))
         for tracker in self.track:
             if tracker not in get_args(Track):
                 raise unknown("tracker", tracker, get_args(Track))
@@ -183,7 +188,10 @@ class Session:
         self.main = self.accelerator.is_main_process
         self.work = loop.work
         self.accumulate = loop.accumulate
+        self.optimizer = loop.optimizer
         self._half = precision == "fp16"
+        if loop.optimizer == "adam8bit":
+            _adam_8bit()  # refuse it before anything heavy is done
 
     @property
     def whole(self) -> bool:
@@ -215,6 +223,13 @@ class Session:
     def optimiser(self, optimiser: torch.optim.Optimizer) -> Any:  # noqa: ANN401
         """The optimiser, ready for mixed precision."""
         return self.accelerator.prepare_optimizer(optimiser)
+
+    def adam(
+        self, parameters: Iterable[torch.nn.Parameter], *, lr: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> Any:  # noqa: ANN401
+        """Adam as the loop asks for it, with moments in full or in 8 bits, ready for mixed precision."""
+        kind = torch.optim.Adam if self.optimizer == "adam" else _adam_8bit()
+        return self.optimiser(kind(parameters, lr=lr, betas=betas))
 
     def autocast(self) -> AbstractContextManager[None]:
         """The forward pass's precision."""
@@ -303,6 +318,7 @@ def train(
         journal.open()
         with backbone.checkpointed() if loop.gradient_checkpointing else nullcontext():
             trainer.start(session)
+            backbone.wake()  # an optimiser's state goes where the weights are
             found = journal.resume(trainer.steps)
             journal.track()
             if found is None:
@@ -587,6 +603,21 @@ class _Journal:
             self._work.rmdir()
 
 
+def _adam_8bit() -> Callable[..., torch.optim.Optimizer]:
+    """Adam of bitsandbytes, its moments in blocks of 8 bits.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from bitsandbytes.optim import Adam8bit
+    except ImportError as error:
+        raise InputError(
+            "--optimizer adam8bit needs bitsandbytes, which is not installed: pip install 'erasers[bitsandbytes]'"
+        ) from error
+    return Adam8bit
+
+
 def checkpoints(work: Path) -> list[Path]:
     """The checkpoints in a work folder, oldest first."""
     return sorted(work.glob("checkpoint-*.safetensors"))
@@ -649,5 +680,9 @@ def restore_optimiser(
         if head == prefix:
             kind, _, name = rest.partition("/")
             p = params[name]
-            # counters stay where Adam wants them: on the CPU unless it is fused or capturable
-            inner.state[p][kind] = value.clone() if value.ndim == 0 else value.to(p.device, copy=True)
+            if value.ndim == 0:
+                # counters stay where Adam wants them: on the CPU unless it is fused or capturable; whole ones, of
+                # optimisers in 8 bits, are plain numbers
+                inner.state[p][kind] = value.clone() if value.is_floating_point() else int(value)
+            else:
+                inner.state[p][kind] = value.to(p.device, copy=True)

@@ -19,6 +19,7 @@ from ..pipelines import (
     Pairs,
     Read,
     Writer,
+    check_trainable,
     check_unfused,
     prompt_signals,
     write_by_prompt,
@@ -106,6 +107,7 @@ class Training:
         s, backbone = self.settings, self.backbone
         self.session = session
         check_unfused(backbone.denoiser, "cannot train")
+        check_trainable(backbone.denoiser, f"cannot train {backbone.name}")
         layers = backbone.modules(s.train)
         if not layers:
             raise InputError(f"{backbone.name} has nothing to train in the group {s.train!r}")
@@ -128,8 +130,8 @@ class Training:
         self._writer = write_by_prompt(backbone, list(layers), self._write, read=read, label=LABEL)
         self.names = [n for n, _ in self.network.named_parameters()]
         learn = list(self.network.parameters())
-        self.removing = session.optimiser(torch.optim.Adam(learn, lr=s.lr))
-        self.keeping = session.optimiser(torch.optim.Adam(learn, lr=s.retain_lr or s.lr))
+        self.removing = session.adam(learn, lr=s.lr)
+        self.keeping = session.adam(learn, lr=s.retain_lr or s.lr)
 
     def _encode(self, read: Read) -> None:
         s, concepts, others = self.settings, self.task.concepts, self.task.preserve

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, Learns, fingerprint
+from ..pipelines import Backbone, Learns, check_trainable, fingerprint
 from ..prompts import InputError, unknown
 from . import _published
 from ._finetune import Part
@@ -101,6 +101,7 @@ class SalUn(Relabel):
         if stray := [n for n in backbone.parameters(self.train) if n not in ranked]:
             rest = f"{stray[0]}, which learns: choose all, or {self.train}"
             raise InputError(f"rank-over {self.rank_over!r} leaves out {rest}")
+        check_trainable(backbone.denoiser, f"cannot rank the weights of {backbone.name}", dense=True)
         if self.dense:
             check_precision(backbone)
         return _Trainer(self, backbone, task)

@@ -106,11 +106,11 @@ class UCE:
         p = preserved(backbone, task, self.contexts)
         scales = (self.erase_scale, self.preserve_scale)
         d, a = directions(c, anchor, p, scales=scales, ridge=self.ridge)
-        layers = backbone.modules("text-in")
-        factors = {n: (a.clone(), m.weight.float() @ d) for n, m in layers.items()}
+        weights = backbone.values("all")
+        factors = {n: (a.clone(), weights[f"{n}.weight"].to(d) @ d) for n in backbone.modules("text-in")}
         if self.pooled and backbone.pooled is not None:
             d, a = self._pooled(backbone, backbone.pooled, task, scales)
-            factors[backbone.pooled] = (a, backbone.modules("all")[backbone.pooled].weight.float() @ d)
+            factors[backbone.pooled] = (a, weights[f"{backbone.pooled}.weight"].to(d) @ d)
         return factors
 
     def needs(self, sheet: Sheet) -> Needs:

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..erase import Eraser, Payload, check_target, write_folder
-from ..pipelines import Backbone, fingerprint
+from ..pipelines import Backbone, Values, fingerprint
 from ..prompts import InputError, Prompt, unknown
 
 MANIFEST = "manifest.json"
@@ -278,10 +278,10 @@ class _Advanced(Sequence[int | torch.Generator]):
 def record(backbone: Backbone, erasers: Sequence[Eraser], how: Sampling) -> dict[str, Any]:
     """What images depend on beside their prompts, as a gallery's manifest tells it."""
     with backbone.using(None):
-        weights: dict[str, Any] = {"denoiser": fingerprint(backbone.parameters("all"))}
-        weights["text"] = fingerprint(backbone.parameters("text-encoder"))
+        weights: dict[str, Any] = {"denoiser": fingerprint(backbone.values("all"))}
+        weights["text"] = fingerprint(backbone.values("text-encoder"))
     if isinstance(vae := getattr(backbone.pipe, "vae", None), torch.nn.Module):
-        weights["autoencoder"] = fingerprint(dict(vae.named_parameters()))
+        weights["autoencoder"] = fingerprint(Values.of(vae))
     return {
         "model": backbone.name,
         "fingerprint": hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16],

@@ -5,9 +5,11 @@ from ._backbone import Backbone, Condition, Group, TextStates
 from ._blueprint import blueprint
 from ._bundled import BUNDLED
 from ._few import Drawing, draw_in
-from ._fingerprint import distance, fingerprint
+from ._fingerprint import ROUNDED, SAME, distance, fingerprint
+from ._held import Values, check_trainable, check_writable
 from ._ledger import Ledger
 from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
+from ._loading import Loading, Offload, Quantize
 from ._memory import Embeddings
 from ._overlay import check_unfused, overlay
 from ._prompted import Pairs, Read, Write, Writer, writers
@@ -19,6 +21,8 @@ from ._weigh import LATENTS, Learns, Pass, Scale
 __all__ = [
     "BUNDLED",
     "LATENTS",
+    "ROUNDED",
+    "SAME",
     "Backbone",
     "Condition",
     "Drawing",
@@ -26,12 +30,16 @@ __all__ = [
     "Group",
     "Learns",
     "Ledger",
+    "Loading",
     "Model",
+    "Offload",
     "Pairs",
     "Pass",
+    "Quantize",
     "Read",
     "Scale",
     "TextStates",
+    "Values",
     "Write",
     "Writer",
     "acting",
@@ -39,7 +47,9 @@ __all__ = [
     "blueprint",
     "canvas_folder",
     "canvas_open_clip",
+    "check_trainable",
     "check_unfused",
+    "check_writable",
     "components",
     "disguised",
     "distance",

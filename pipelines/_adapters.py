@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..prompts import InputError
+from ._held import value
 from ._quiet import quiet
 
 
@@ -53,7 +54,7 @@ def acting(adapter: str, *roots: nn.Module) -> bool:
         if adapter in m.merged_adapters:
             return True
         on = adapter in getattr(m, "scaling", {}) and not m.disable_adapters and adapter in m.active_adapters
-        if on and m.scaling[adapter] != 0.0 and bool(m.lora_B[adapter].weight.any()):
+        if on and m.scaling[adapter] != 0.0 and bool(value(m.lora_B[adapter], "weight").any()):
             return True
     return False
 

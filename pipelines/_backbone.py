@@ -18,6 +18,7 @@ from ..prompts import InputError
 
 if TYPE_CHECKING:
     from ._few import Drawing
+    from ._held import Values
     from ._memory import Embeddings
     from ._prompted import Read
 
@@ -135,6 +136,12 @@ class Backbone(Protocol):
     drawing: Drawing | None
     """How it draws, where it is a generator of few steps."""
 
+    provenance: Mapping[str, str]
+    """What else than its name says what it was loaded from: revision, commit, variant, config, quantized."""
+
+    compiler: str
+    """The backend of `torch.compile` that it draws with; "" is none."""
+
     @property
     def world(self) -> str:
         """The world whose concepts it draws: "canvas", or "" for any."""
@@ -149,6 +156,11 @@ class Backbone(Protocol):
     def device(self) -> torch.device: ...
     @property
     def dtype(self) -> torch.dtype: ...
+    @property
+    def quantized(self) -> str:
+        """How the denoiser is quantised, in a few words; "" where it is not."""
+        ...
+
     @property
     def latent_shape(self) -> tuple[int, ...]: ...
     @property
@@ -260,6 +272,16 @@ class Backbone(Protocol):
 
     def parameters(self, group: Group) -> dict[str, nn.Parameter]:
         """Everything trainable there: convolutions, norms and biases too."""
+        ...
+
+    def values(self, group: Group) -> Values:
+        """What the parameters of a group hold, by the same names: for reading, one by one, also where they are
+        offloaded or quantised.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Bring a denoiser that is offloaded as a whole to where it computes."""
         ...
 
     def using(self, adapter: str | None) -> AbstractContextManager[None]:

@@ -19,12 +19,13 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..prompts import InputError, unknown
+from ..prompts import InputError, first_line
 from ._backbone import Backbone
 from ._bundled import BUNDLED
 from ._ledger import META
-from ._load import DTYPES, _check, _first_line, _half, canvas_mark, wrap
+from ._load import _check, canvas_mark, wrap
 from ._memory import Embeddings
+from ._place import precision
 from ._prompt_shapes import prompt_shapes
 from ._quiet import quiet
 
@@ -52,8 +53,7 @@ def blueprint(
         InputError: no such model, no configs, or a family without a backbone.
     """
     name = os.fspath(source)
-    if dtype is not None and dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+    precision(dtype, device, None)  # refuse an unknown one
     found = BUNDLED.get(name)
     if found is not None and found.base:
         found = BUNDLED[found.base]
@@ -61,12 +61,16 @@ def blueprint(
     if found is None:
         _check(name, where)
     place: Path | str = where if where.is_dir() else name
-    kind = DTYPES[dtype] if dtype else torch.float32 if device.startswith("cpu") else _half(place)
+    if Path(place).is_file():
+        raise InputError(
+            f"{name} is a single file: name the folder or Hub id of its pipeline, whose configs tell enough"
+        )
     try:
         with quiet():
+            kind = precision(dtype, device, DiffusionPipeline.load_config(place).get("_class_name"))
             pipe = _assemble(place, kind)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        raise InputError(f"cannot read the configs of {name!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot read the configs of {name!r}: {first_line(error)}") from error
     backbone: Any = wrap(pipe, name, call={**canvas_mark(where).get("call", {}), **(call or {})})
     backbone.embeddings = _Blank(*prompt_shapes(backbone))
     return backbone  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._backbone import TextStates
+from ._held import execution_device
 
 
 def speller(tok: Any) -> Callable[[str], list[list[int]]]:  # noqa: ANN401
@@ -42,7 +43,7 @@ def clip_states(
         batch = tok(list(texts), padding=padding, truncation=True, max_length=limit, return_tensors="pt")
         lengths = [limit] * len(texts) if padded else batch.attention_mask.sum(1).tolist()
         ids = batch.input_ids
-        out = enc(ids.to(enc.device), output_hidden_states=layer is not None)
+        out = enc(ids.to(execution_device(enc)), output_hidden_states=layer is not None)
         parts.append(out[0] if layer is None else out.hidden_states[layer])
     return _cut(towers[-1][0], ids, torch.cat(parts, -1), lengths)
 

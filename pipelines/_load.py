@@ -10,22 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import PartialState
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
-from ..prompts import InputError, unknown
+from ..prompts import InputError, first_line, out_of_memory, unknown
 from ._backbone import Backbone
 from ._bundled import BUNDLED, CANVAS
 from ._families import FAMILIES
 from ._few import Drawing, scheduler_of
+from ._held import check_wrappable
+from ._loading import Loading
 from ._memory import ENCODERS, Embeddings
+from ._place import place, precision, spare, usable
+from ._quantize import check_library, plan
 from ._quiet import quiet
+from ._single import fetch, is_file, read_file
 from ._stock import StockBackbone
 from ._transformer import TransformerBackbone, family_of
 from ._unet import UNetBackbone
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, IndexError)
+"""What libraries raise for a model that is not what it should be."""
 
 
 def load(
@@ -34,28 +40,32 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     embeddings: Embeddings | str | os.PathLike[str] | None = None,
+    how: Loading | None = None,
 ) -> Backbone:
     """A pipeline, ready to be erased from.
 
     Args:
-        source: a bundled name (`models()`), a diffusers folder, or a Hub id.
+        source: a bundled name (`models()`), a diffusers folder, a Hub id, a single file (.safetensors or .gguf), or the
+            address of such a file on the Hub.
         dtype: "float32" (the default on a CPU), "float16" or "bfloat16" (the defaults on a GPU: the first for UNets,
             the second for transformers).
-        device: "cpu", "cuda", ...; a GPU where there is one by default.
+        device: "cpu", "cuda", ...; "auto", the default, is a GPU where there is one.
         embeddings: prompts that `Backbone.remember` has encoded, or the file they are in; then no text encoder is
             loaded.
+        how: variant, revision, quantisation, offloading and the rest, see `Loading`.
 
     Raises:
         InputError: no such model, a folder that is no pipeline, pickled weights, damaged files, an unknown dtype or
-            device, a family without a backbone, prompts remembered by another pipeline.
+            device, a family without a backbone, prompts remembered by another pipeline, options that do not fit.
     """
-    name = os.fspath(source)
+    name, how = os.fspath(source), how or Loading()
     known = embeddings if embeddings is None or isinstance(embeddings, Embeddings) else Embeddings.load(embeddings)
-    if dtype is not None and dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-    if device in (None, "cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        device = str(PartialState(cpu=not torch.cuda.is_available()).device)  # each process has its own
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable(device, how)
+    precision(dtype, device, None)  # refuse an unknown one before anything heavy is loaded
+    if how.compile and how.compile not in (backends := torch.compiler.list_backends(exclude_tags=())):
+        raise unknown("--compile", how.compile, backends)
+    if how.quantize != "none":
+        check_library(how.quantize, f"--quantize {how.quantize}", device)
     over = BUNDLED[name] if name in BUNDLED and BUNDLED[name].base else None
     if over is not None and not over.there:
         raise InputError(f"{over.folder} is missing: make it with `python bench/canvas_onestep.py`")
@@ -63,33 +73,61 @@ def load(
     where = found.folder if found else Path(name)
     if name not in BUNDLED:
         _check(name, where)
-    kind = (
-        DTYPES[dtype]
-        if dtype
-        else torch.float32
-        if device.startswith("cpu")
-        else _half(where if where.is_dir() else name)
-    )
+    _check_options(name, where, how)
     try:
         with quiet():
-            place = where if where.is_dir() else name
-            parts = DiffusionPipeline.load_config(place)
-            # diffusers wants to be told again of parts that were saved as none, such as SD 3's third text encoder
-            left = {n: None for n, v in parts.items() if v == [None, None] or (known is not None and n in ENCODERS)}
-            pipe = DiffusionPipeline.from_pretrained(
-                place, dtype=kind, use_safetensors=True, **{"safety_checker": None, **left}
-            )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"cannot load {name!r}: {_first_line(error)}") from error
-    try:
-        pipe.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"cannot use device {device!r}: {_first_line(error)}") from error
-    pipe.set_progress_bar_config(disable=True)
+            pipe, origin = _read(name, where, how=how, dtype=dtype, device=device, known=known)
+    except InputError:
+        raise
+    except (*FAILURES, SafetensorError) as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(f"cannot load {name!r}: {_why(error, where, how)}") from error
     drawing = None if over is None else _distil(pipe, over.folder)
+    try:
+        place(pipe, device, how)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(f"cannot use device {device!r}: {first_line(error)}; see --device") from error
+    pipe.set_progress_bar_config(disable=True)
     backbone = wrap(pipe, name, embeddings=known)
-    backbone.drawing = drawing
+    if how.quantize != "none" and not backbone.quantized:
+        raise InputError(f"--quantize {how.quantize} changed nothing in {name!r}: choose another, or leave it out")
+    spare(pipe, backbone.denoiser, how)
+    backbone.drawing, backbone.provenance, backbone.compiler = drawing, origin, how.compile
     return backbone
+
+
+def _read(
+    name: str, where: Path, *, how: Loading, dtype: str | None, device: str, known: Embeddings | None
+) -> tuple[DiffusionPipeline, dict[str, str]]:
+    """The pipeline on the CPU (or where quantised parts land), and what is to be remembered of where it came from."""
+    without = () if known is None else ENCODERS
+    told: dict[str, str | None] = {"revision": how.revision, "variant": how.variant, "config": how.config}
+    if name not in BUNDLED and is_file(name):
+        path, told["revision"], told["commit"] = fetch(name, how.revision)
+        pipe = read_file(path, how, dtype=dtype, device=device, without=without)
+    else:
+        source = where if where.is_dir() else name
+        parts = DiffusionPipeline.load_config(source, revision=how.revision)
+        kind = precision(dtype, device, parts.get("_class_name"))
+        # diffusers wants to be told again of parts that were saved as none, such as SD 3's third text encoder
+        left = {n: None for n, v in parts.items() if v == [None, None] or n in without}
+        pipe = DiffusionPipeline.from_pretrained(
+            source,
+            dtype=kind,
+            use_safetensors=True,
+            variant=how.variant,
+            revision=how.revision,
+            **plan(how.quantize, parts, kind, without=list(left)),
+            **{"safety_checker": None, **left},
+        )
+        if not where.is_dir():
+            told["commit"] = _commit(name, how.revision)
+    few = ["gguf"] if name.lower().endswith(".gguf") else []
+    told["quantized"] = ", ".join([*few, how.quantize] if how.quantize != "none" else few) or None
+    return pipe, {k: v for k, v in told.items() if v is not None}
 
 
 def _distil(pipe: DiffusionPipeline, folder: Path) -> Drawing:
@@ -103,28 +141,55 @@ def _distil(pipe: DiffusionPipeline, folder: Path) -> Drawing:
     return drawing
 
 
-def _half(source: Path | str) -> torch.dtype:
-    """The half precision that a model was made for: bfloat16 for transformers, whose activations can overflow in
-    float16; float16 for the UNets of Stable Diffusion.
-    """
-    try:
-        kind = DiffusionPipeline.load_config(source).get("_class_name", "")
-    except (OSError, ValueError):
-        return torch.float16  # loading it will say what is wrong
-    old = kind.startswith("StableDiffusion") and not kind.startswith("StableDiffusion3")
-    return torch.float16 if old else torch.bfloat16
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit of a Hub id that was loaded, as the Hub's cache knows it."""
+    found = try_to_load_from_cache(name, "model_index.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _check(name: str, where: Path) -> None:
-    """Say early, in one line, what a folder that is no pipeline lacks."""
+    """Say early, in one line, what a name that is no pipeline lacks."""
     if where.is_dir():
         if not (where / "model_index.json").exists():
             raise InputError(f"{name} is no diffusers pipeline: expected a model_index.json in it")
         return
-    if where.exists():
-        raise InputError(f"{name} is a file: expected a diffusers folder, a Hub id or one of {', '.join(BUNDLED)}")
-    if name.count("/") != 1 or name.startswith((".", "/")):
+    if not is_file(name) and (name.count("/") != 1 or name.startswith((".", "/"))):
         raise unknown("model", name, BUNDLED)
+
+
+def _check_options(name: str, where: Path, how: Loading) -> None:
+    """Refuse options that mean nothing for such a source."""
+    if name in BUNDLED:
+        how.refuse(("variant", "revision", "config"), f"{name} comes with the package")
+    elif where.is_dir():
+        how.refuse(("revision",), f"it names a version on the Hub, {name} is a folder")
+        if how.variant and how.variant not in (there := _variants(where)):
+            kinds = ", ".join(sorted(there - {""})) or "none"
+            raise InputError(f"--model-variant {how.variant}: {name} has no such files (variants there: {kinds})")
+    if is_file(name) and name not in BUNDLED:
+        if where.is_file():
+            how.refuse(("revision",), f"it names a version on the Hub, {name} is a file")
+    else:
+        how.refuse(("config",), "it belongs to a single file")
+
+
+def _variants(folder: Path) -> set[str]:
+    """The variants of a pipeline folder's safetensors weights; "" for those without."""
+    names = [p.name.removesuffix(".safetensors").split(".") for p in folder.glob("*/*.safetensors")]
+    return {n[1].split("-")[0] if len(n) > 1 else "" for n in names}
+
+
+def _why(error: BaseException, where: Path, how: Loading) -> str:
+    """What went wrong in one line, with what to change."""
+    line = first_line(error)
+    if where.is_dir():
+        there = _variants(where)
+        if not there and any(where.glob("*/*.bin")):
+            return f"its weights are pickled (.bin), which may run code when loaded: save it as safetensors ({line})"
+        if how.variant is None and there and "" not in there:
+            return f"all its weights are of a variant: add --model-variant {sorted(there)[0]} ({line})"
+    hints = [f"{flag} {v}" for flag, v in (("--model-revision", how.revision), ("--model-variant", how.variant)) if v]
+    return f"{line}; is {' and '.join(hints)} right?" if hints else line
 
 
 def wrap(
@@ -144,15 +209,17 @@ def wrap(
             with.
 
     Raises:
-        InputError: no backbone knows this family, or the prompts were remembered by another pipeline.
+        InputError: no backbone knows this family, the prompts were remembered by another pipeline, or its denoiser is
+            held in a way that adapters and hooks cannot follow.
     """
+    check_wrappable(pipe)
     label = name or getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__
     mark = canvas_mark(BUNDLED[label].folder if label in BUNDLED else Path(label))
     told = {} if embeddings is None else embeddings.origin["call"]
     more = {**mark.get("call", {}), **told, **(call or {})}
     backbone = _backbone(pipe, label, more, bool(mark))
     if embeddings is not None:
-        embeddings.check(label, backbone.origin())
+        embeddings.check(label, backbone.origin(), rounded=bool(backbone.quantized))
         backbone.embeddings = embeddings
     return backbone
 
@@ -217,7 +284,3 @@ def canvas_open_clip(target: Path) -> Path:
     from .canvas._open_clip import write
 
     return write(canvas_folder("clip"), target)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -20,13 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..prompts import InputError
-from ._fingerprint import distance
+from ._fingerprint import ROUNDED, SAME, distance
 
 KEY = "erasers_embeddings"
 ORIGIN = {"family", "base", "weights", "call", "encoders"}
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
-SAME_BASE = 0.01
-"""Distance of two denoisers' weights up to which they are one model in two precisions."""
 
 T = TypeVar("T")
 
@@ -92,8 +90,9 @@ class Embeddings:
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise InputError(f"{name} holds no remembered prompts ({error}): expected what `save` wrote") from error
 
-    def check(self, name: str, origin: Mapping[str, Any]) -> None:
-        """Make sure that the pipeline called `name`, of that origin, would encode as the one that remembered did.
+    def check(self, name: str, origin: Mapping[str, Any], *, rounded: bool = False) -> None:
+        """Make sure that the pipeline called `name`, of that origin, would encode as the one that remembered did;
+        `rounded` where its weights are in few bits.
 
         Raises:
             InputError: another family, other weights, more text encoders or other arguments of the stock call.
@@ -102,7 +101,7 @@ class Embeddings:
         if mine["family"] != origin["family"]:
             raise InputError(f"{made} (family {mine['family']}), got {name!r} ({origin['family']})")
         away = distance(mine["weights"], origin["weights"])
-        if not away <= SAME_BASE:  # so that NaN weights are refused too
+        if not away <= (ROUNDED if rounded else SAME):  # so that NaN weights are refused too
             raise InputError(f"{made}; the weights of {name!r} differ by {away:.1%}: remember them with that pipeline")
         if more := [n for n in origin["encoders"] if n not in mine["encoders"]]:
             raise InputError(f"{made} without {', '.join(more)}, which {name!r} has: remember them again")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..prompts import InputError
 from ._adapters import layers
+from ._held import check_writable
 
 _KEY = "_erasers_overlay"
 
@@ -78,9 +79,11 @@ def cover(root: nn.Module, parameters: Mapping[str, nn.Parameter], values: Mappi
         label: name of this cover.
 
     Raises:
-        InputError: a LoRA is fused into the network, so that its untouched values are not there.
+        InputError: a LoRA is fused into the network, so that its untouched values are not there; or they are offloaded
+            or quantised.
     """
     check_unfused(root, f"cannot attach {label!r}")
+    check_writable(root, f"cannot attach {label!r}, which holds new values of the weights")
     over = overlay(root) or Overlay()
     for name in values:
         if name not in over.base:

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ._few import UNGUARDED
+from ._held import eagerly
 
 
 class _Recorded(Exception):
@@ -48,7 +49,7 @@ def record(pipe: DiffusionPipeline, denoiser: nn.Module, *, calls: int = 1, **ca
     bar = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(**{**bar, "disable": True})
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eagerly(denoiser):
             pipe(**{"num_inference_steps": 1, "output_type": "latent", **call})
     except _Recorded:
         return seen

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from operator import add
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from ._adapters import only
 from ._backbone import Condition, Group, TextStates
 from ._few import Drawing, config_of, leading
 from ._fingerprint import fingerprint
+from ._held import Values, eagerly, execution_device, located, quantised, wake
 from ._law import Flow, Law
 from ._memory import Embeddings, answering, check_known, encoders, in_order, listening, named
 from ._overlay import cover, overlay, showing, uncover
-from ._prompted import Read, letting, telling, unwrapped
+from ._prompted import Read, letting, telling, unwrapped, writers
 
 Maker = Callable[[Mapping[str, Any]], SchedulerMixin]
 
@@ -62,6 +64,8 @@ class StockBackbone:
         free_first: whether the unconditional rows of a shared call come first.
         embeddings: the prompts it remembers.
         drawing: how it draws, where it is a generator of few steps.
+        provenance: what else than its name says what it was loaded from: revision, commit, variant, config, quantized.
+        compiler: the backend of `torch.compile` that it draws with; "" is none.
     """
 
     component: str
@@ -74,12 +78,15 @@ class StockBackbone:
     free_first: bool = True
     embeddings: Embeddings | None = None
     drawing: Drawing | None = None
+    provenance: Mapping[str, str] = MappingProxyType({})
+    compiler: str = ""
 
     def __init__(
         self, pipe: DiffusionPipeline, name: str, *, family: str, preset: str, call: Mapping[str, Any] | None
     ) -> None:
         self.pipe, self.name, self.family, self.preset = pipe, name, family, preset
         self.call: Mapping[str, Any] = call or {}
+        self._fast: Callable[..., Any] | None = None
 
     @property
     def world(self) -> str:
@@ -91,11 +98,15 @@ class StockBackbone:
 
     @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device  # diffusers' own property walks over every module
+        return execution_device(self.denoiser)  # diffusers' own property walks over every module
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.denoiser.parameters()).dtype
+        return next(p.dtype for p in self.denoiser.parameters() if p.is_floating_point())  # others are quantised
+
+    @property
+    def quantized(self) -> str:
+        return quantised(self.denoiser)
 
     # ------------------------------------------------------------ what a family adds
 
@@ -199,7 +210,7 @@ class StockBackbone:
     def origin(self) -> dict[str, Any]:
         """What tells the pipeline whose prompts these are from others, see `Embeddings`."""
         with self.using(None):
-            weights = fingerprint(self.parameters("all"))["weights"]
+            weights = fingerprint(self.values("all"))["weights"]
         takes = inspect.signature(self.pipe.encode_prompt).parameters
         call = json.loads(json.dumps({k: v for k, v in self.call.items() if k in takes}, default=str))
         found = encoders(self.pipe)
@@ -280,7 +291,7 @@ class StockBackbone:
     @torch.no_grad()
     def latents(self, images: Sequence[Image.Image]) -> Tensor:
         with self._vae() as vae:
-            x = self.pipe.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
+            x = self.pipe.image_processor.preprocess(list(images)).to(execution_device(vae), vae.dtype)
             x = x.unsqueeze(2) if _has_frames(vae) else x
             code = vae.encode(x)
             z = code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latent
@@ -289,7 +300,7 @@ class StockBackbone:
     @torch.no_grad()
     def decode(self, z: Tensor) -> list[Image.Image]:
         with self._vae() as vae:
-            x = vae.decode(self._unpack(z.to(vae.device, vae.dtype)), return_dict=False)[0]
+            x = vae.decode(self._unpack(z.to(execution_device(vae), vae.dtype)), return_dict=False)[0]
             x = x[:, :, 0] if _has_frames(vae) else x
         return self.pipe.image_processor.postprocess(x, output_type="pil")
 
@@ -329,7 +340,7 @@ class StockBackbone:
         groups = self._groups(prompts)
         parts = [group[k : k + batch] for group in groups for k in range(0, len(group), batch)]
         images: list[list[Image.Image]] = []
-        with self._sampler(sampler), self._recalling():
+        with self._sampler(sampler), self._recalling(), self._compiled():
             for part in parts:
                 noise = [_generator(seeds[k]) for k in part]
                 images.append(
@@ -342,6 +353,22 @@ class StockBackbone:
                     ).images
                 )
         return in_order(parts, images)
+
+    @contextmanager
+    def _compiled(self) -> Iterator[None]:
+        """Inside, the denoiser's own call is the compiled one. Its hooks stay outside of that; hypernetworks, which are
+        hooks on its layers, are drawn without.
+        """
+        net: Any = self.denoiser
+        if not self.compiler or writers(net):
+            yield
+            return
+        self._fast = self._fast or torch.compile(net.forward, backend=self.compiler)
+        net.forward = self._fast
+        try:
+            yield
+        finally:
+            del net.forward
 
     @contextmanager
     def _sampler(self, name: str | None) -> Iterator[None]:
@@ -368,7 +395,7 @@ class StockBackbone:
         handle = target.register_forward_pre_hook(stop)
         x, t = torch.zeros(len(cond), *self.latent_shape), torch.zeros(len(cond), dtype=torch.long)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), eagerly(self.denoiser):
                 self.denoise(x, t, cond)
         except _Seen as seen:
             return seen.value
@@ -393,6 +420,21 @@ class StockBackbone:
             for path, p in root.named_parameters()
             if self.in_group(path, group) and not ADAPTER_PARTS - {"base_layer"} & set(path.split("."))
         }
+
+    def values(self, group: Group) -> Values:
+        roots = dict(self._roots(group))
+        held = {f"{c}.{path}": place for c, root in roots.items() for path, place in located(root)}
+        return Values({name: held[path] for path, name in self._named(group)})
+
+    def _named(self, group: Group) -> Iterator[tuple[str, str]]:
+        """Full path and full name of every parameter of a group; a layer under an adapter is named as without."""
+        for component, root in self._roots(group):
+            for path, _ in root.named_parameters():
+                if self.in_group(path, group) and not ADAPTER_PARTS - {"base_layer"} & set(path.split(".")):
+                    yield f"{component}.{path}", f"{component}.{path}".replace(".base_layer", "")
+
+    def wake(self) -> None:
+        wake(self.denoiser)
 
     def _roots(self, group: Group) -> list[tuple[str, nn.Module]]:
         if group != "text-encoder":

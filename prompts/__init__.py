@@ -1,7 +1,7 @@
 """Concepts, prompts and the words of the Canvas world. Standard library only."""
 
 from . import canvas, unlearncanvas
-from ._errors import InputError, unknown
+from ._errors import InputError, first_line, out_of_memory, unknown
 from .concept import Concept, Kind
 from .prompt import SEEDS, Prompt
 from .sets import SETS, canvas_grid, canvas_plan, load, paraphrase, save
@@ -26,7 +26,9 @@ __all__ = [
     "canvas_grid",
     "canvas_plan",
     "fill",
+    "first_line",
     "load",
+    "out_of_memory",
     "paraphrase",
     "save",
     "unknown",

@@ -385,7 +385,7 @@ def test_bad_input_is_one_line(small, tmp_path):
     for message, call in (
         ("no diffusers pipeline", lambda: plan("moon", tmp_path)),
         ("unknown method", lambda: plan("moon", small[0], method="no-such", machine=CPU)),
-        ("unknown dtype", lambda: plan("moon", small[0], machine=Machine(dtype="float8"))),
+        ("unknown --dtype", lambda: plan("moon", small[0], machine=Machine(dtype="float8"))),
         (
             "needs float32",
             lambda: plan("m", small[0], method=("esd", {"dense": True}), machine=half),
