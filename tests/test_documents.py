@@ -16,6 +16,14 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+def block(heading: str, language: str = "sh") -> list[str]:
+    """The lines of the first code block under one of the README's headings."""
+    part = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    found = re.search(rf"```{language}\n(.*?)```", part, re.S)
+    assert found, f"README has no block of {language} under {heading}"
+    return found[1].splitlines()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebook(path, tmp_path):
@@ -28,8 +36,8 @@ def test_notebook(path, tmp_path):
 def test_readme_commands_and_python(tmp_path, monkeypatch):
     """In a reader's order, in an empty folder; commands that name the reader's own model are skipped."""
     monkeypatch.chdir(tmp_path)
-    shell, python = re.findall(r"```sh\n(.*?)```", README, re.S)[1], re.findall(r"```python\n(.*?)```", README, re.S)
-    lines = [line for line in shell.splitlines() if "you/" not in line]
+    python = re.findall(r"```python\n(.*?)```", README, re.S)
+    lines = [line for line in block("Erase") if "you/" not in line]
     assert len(lines) == 3
     for line in lines:
         words = shlex.split(line.partition("#")[0])
@@ -50,16 +58,15 @@ def test_readme_commands_and_python(tmp_path, monkeypatch):
 def test_readme_trained_methods(tmp_path, monkeypatch):
     """The block on trained methods, line by line but shortly; the launcher's line is run by tests/test_train.py."""
     monkeypatch.chdir(tmp_path)
-    lines = re.findall(r"```sh\n(.*?)```", README, re.S)[2].splitlines()
-    assert len(lines) == 5
+    lines = block("Trained methods")
+    assert len(lines) == 4
     few = shlex.split("--steps 2 --batch 2 --sampler-steps 2")
-    for line in lines[:4]:
+    for line in lines[:3]:
         words = shlex.split(line.partition("#")[0])
         assert words[0] == "erasers"
-        again = ["--force"] if "--resume" in words else []
         more = ["--images", "4"] if "salun" in words else ["--pool", "2"]
-        assert run(*words[1:], *few, *more, *again)[0] == 0, line
-    assert lines[4].startswith("torchrun --standalone --nproc_per_node 2 -m erasers.app.cli erase circle --method esd")
+        assert run(*words[1:], *few, *more)[0] == 0, line
+    assert lines[3].startswith("torchrun --standalone --nproc_per_node 2 -m erasers.app.cli erase circle --method esd")
 
 
 @pytest.mark.slow
@@ -67,7 +74,7 @@ def test_readme_comparing(tmp_path, monkeypatch):
     """The block on comparing and judging, line by line, with one step and fewer concepts."""
     monkeypatch.chdir(tmp_path)
     assert run("erase", "moon", "--out", "my-eraser")[0] == 0
-    lines = re.findall(r"```sh\n(.*?)```", README, re.S)[3].splitlines()
+    lines = block("Compare and judge")
     assert len(lines) == 6
     for line in lines:
         words = [w.replace("moon,star,mosaic", "moon") for w in shlex.split(line.partition("#")[0])]
