@@ -1,7 +1,7 @@
 """Score Forgetting Distillation on Canvas: the base in its many steps, the one-step generator that has forgotten
 nothing, and what SFD makes of it, on the same prompts and seeds.
 
-    python bench/sfd_table.py --work sfd-work --out docs/results/sfd
+    python bench/sfd_table.py --work sfd-work --out docs/results/canvas-sfd
 
 erases each of --concepts, scores it beside the one-step generator (which is scored beside the base), times drawing, and
 writes OUT.jsonl (a row per concept and method), OUT.png (pictures) and a Markdown table to the screen. Every row says
