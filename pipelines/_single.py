@@ -157,7 +157,8 @@ def described(path: Path, config: str, *, asked: bool) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         line = first_line(error)
         if asked:
-            raise InputError(f"--model-config {config}: expected a diffusers folder or a Hub id ({line})") from error
+            wanted = "" if isinstance(error, InputError) else "expected a diffusers folder or a Hub id: "
+            raise InputError(f"--model-config {config}: {wanted}{line}") from error
         raise InputError(
             f"{path} looks like a checkpoint of {config!r}, whose configuration cannot be read ({line}): name a folder "
             "or Hub id of such a pipeline with --model-config"

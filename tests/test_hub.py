@@ -23,6 +23,7 @@ import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 from golden import plain
+from safetensors.torch import save_file
 from test_cli import run
 from erasers.erase import Eraser
 from erasers.pipelines import Loading, blueprint, load
@@ -76,7 +77,7 @@ step("gated", lambda: get("me/gated"))
 step("pickled", lambda: get("me/pickled"))
 step("base model", lambda: get("me/base"))
 gated = Loading(config="me/gated")
-plain.save_file({{"x": torch.zeros(1)}}, "alone.safetensors")
+save_file({{"x": torch.zeros(1)}}, "alone.safetensors")
 step("gated model", lambda: load("me/gated"))
 step("gated shapes", lambda: blueprint("me/gated"))
 step("gated file", lambda: load("https://huggingface.co/me/gated/blob/main/m.safetensors"))
@@ -154,7 +155,7 @@ def test_what_is_fetched_is_what_was_pushed(told):
         ("gated file", "cannot download from me/gated: accept its terms on the Hub first"),
         (
             "gated config",
-            "--model-config me/gated: expected a diffusers folder or a Hub id (cannot fetch me/gated: accept",
+            "--model-config me/gated: cannot fetch me/gated: accept its terms",
         ),
         ("no model", "no model at me/nothing: no folder or file here, and no such repository on the Hub, or a private"),
         ("no model revision", "me/base has no revision 'v9': name a branch, a tag or a commit"),
