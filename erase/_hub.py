@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-from ..pipelines import asking_hub
+from ..pipelines import PICKLES, asking_hub
 from ..prompts import InputError
 from . import _files as files
 
@@ -34,7 +34,7 @@ def fetch(name: str, *, revision: str | None = None, token: str | None = None) -
     Raises:
         InputError: no such repository, revision or eraser, no access, or the Hub cannot be reached.
     """
-    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".safetensors", *files.PICKLES)):
+    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".safetensors", *PICKLES)):
         raise InputError(f"no eraser at {name}: expected a folder, a .safetensors file or a Hub id (owner/name)")
     with clear(name, revision):
         # the record first: a base model's repository is not fetched only to find that it is no eraser
