@@ -78,6 +78,7 @@ def benchmark(
                 rank=rank,
                 steps=steps,
                 guidance=guidance,
+                loading={k: v for k, v in {"dtype": dtype, "device": device, **reading}.items() if v and v != "none"},
             )
             wanted = loading(reading)
             read = lambda name: load(name, dtype=dtype, device=device, how=wanted)  # noqa: E731

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..prompts import InputError, out_of_memory, unknown
+from ..prompts import InputError, first_line, out_of_memory, unknown
 from ._benchmark import benchmark
 from ._loading import loading, loads, words
 from ._report import report
@@ -445,15 +445,14 @@ def export(
     reading: Mapping[str, Any],
 ) -> None:
     """Write an eraser for another app: one LoRA file, or the denoiser with the update in it."""
-    import torch
+    from ..pipelines import DTYPES
 
-    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype is not None and dtype not in kinds:
-        raise unknown("dtype", dtype, kinds)
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
     loaded = _erasers([eraser])[0]
     exact = to == "lycoris" or rank is not None or energy is not None  # the files' precision is another matter
     base = None if model is None else _load(model, "float32" if exact else dtype, device, reading)
-    kind = kinds[dtype] if dtype else None
+    kind = DTYPES[dtype] if dtype else None
     if prompt is not None:
         if base is None:
             raise InputError("a hypernetwork reads the prompt as the base encodes it: name that with --model")
@@ -734,7 +733,7 @@ def main() -> None:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        _complain(f"out of memory: {(str(error) or 'MemoryError').splitlines()[0][:160]}; {_spares(sys.argv[1:])}")
+        _complain(f"out of memory: {first_line(error)[:160]}; {_spares(sys.argv[1:])}")
     except USAGE as error:
         if len(sys.argv) == 1:  # nothing was asked for: typer's message is the help
             error.show()

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..pipelines import PICKLES
 from ..prompts import InputError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -25,7 +26,6 @@ HYPER_CONFIG = "hypernet/config.json"
 COMPONENT_FILE = "erased_component.json"
 CONFIG_FILE = "eraser_config.json"
 HEADER = "erasers"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def check_target(target: Path, force: bool, *, holds: str | None = None) -> None:

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
+from ..pipelines import PICKLES, asking_hub
 from ..prompts import InputError
 from . import _files as files
 
@@ -31,7 +21,6 @@ READ = (
     "scheduler/scheduler_config.json",
 )
 """All that is ever fetched: no pickle, no code, and nothing of a repository that holds no eraser."""
-LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def fetch(name: str, *, revision: str | None = None, token: str | None = None) -> Path:
@@ -45,7 +34,7 @@ def fetch(name: str, *, revision: str | None = None, token: str | None = None) -
     Raises:
         InputError: no such repository, revision or eraser, no access, or the Hub cannot be reached.
     """
-    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".safetensors", *files.PICKLES)):
+    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".safetensors", *PICKLES)):
         raise InputError(f"no eraser at {name}: expected a folder, a .safetensors file or a Hub id (owner/name)")
     with clear(name, revision):
         # the record first: a base model's repository is not fetched only to find that it is no eraser
@@ -80,47 +69,7 @@ def push(folder: Path, repo: str, *, private: bool, token: str | None, revision:
     return str(info.commit_url)
 
 
-@contextmanager
-def clear(name: str, revision: str | None, *, verb: str = "fetch") -> Iterator[None]:
+def clear(name: str, revision: str | None, *, verb: str = "fetch") -> AbstractContextManager[None]:
     """Turn what the Hub's client raises into one line."""
-    try:
-        yield
-    except LocalEntryNotFoundError as error:
-        raise InputError(_reason(name, verb, error)) from error
-    except GatedRepoError as error:
-        raise InputError(f"cannot {verb} {name}: accept its terms on the Hub first, then {LOGIN}") from error
-    except RepositoryNotFoundError as error:
-        at = "no folder or file here, and " if verb == "fetch" else ""
-        raise InputError(
-            f"no eraser at {name}: {at}no such repository on the Hub, or a private one: check the name; {LOGIN}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{name} has no revision {revision!r}: name a branch, a tag or a commit of it") from error
-    except EntryNotFoundError as error:
-        raise InputError(f"{name} on the Hub is no eraser: expected {files.CONFIG_FILE} in it") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status == 401:
-            raise InputError(f"cannot {verb} {name}: the Hub knows no such login: {LOGIN}") from error
-        if status == 403:
-            raise InputError(f"cannot {verb} {name}: your token has no right to: {LOGIN} with one that has") from error
-        raise InputError(_reason(name, verb, error)) from error
-    except HFValidationError as error:
-        raise InputError(f"{name!r} is no Hub id (owner/name): {_first(error)}") from error
-    except OSError as error:  # offline, no connection, no token where one is asked for, a full disk
-        raise InputError(_reason(name, verb, error)) from error
-
-
-def _reason(name: str, verb: str, error: Exception) -> str:
-    here = "no folder or file here or in the cache, and " if verb == "fetch" else ""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OfflineModeIsEnabled):
-            return f"cannot {verb} {name}: {here}HF_HUB_OFFLINE forbids to ask the Hub: unset it"
-        cause = cause.__cause__
-    hint = "check the connection and HF_ENDPOINT, or try again later"
-    return f"cannot {verb} {name}: {here}the Hub cannot be asked ({_first(error)}): {hint}"
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    lacks = f"is no eraser: expected {files.CONFIG_FILE} in it"
+    return asking_hub(name, revision, what="eraser", lacks=lacks, verb=verb)

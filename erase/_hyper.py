@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..pipelines import Backbone, Pairs, prompt_signals, write_by_prompt, writers
-from ..prompts import InputError
+from ..prompts import InputError, first_line
 from . import _files as files
 from ._hypernet import Hypernetwork, Plan, norms
 from ._lora import Factors, Lora
@@ -82,9 +82,8 @@ class Hyper:
             family, about = str(config.pop("family")), dict(config.pop("written"))
             network = Hypernetwork.stored(Plan.from_json(config), tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
             raise InputError(
-                f"{path} and its config.json do not belong together ({first}): write them again"
+                f"{path} and its config.json do not belong together ({first_line(error)}): write them again"
             ) from error
         return cls(network, family, about), header
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..pipelines import Backbone, Scale, blueprint
-from ..prompts import Concept, InputError
+from ..prompts import Concept, InputError, first_line
 from ._erase import chosen, prepared
 from ._method import Method, Task, name_of, settings_of
 from ._needs import Needs, Planned, Sheet, Stage
@@ -341,9 +341,7 @@ def measured_rate(device: str, dtype: torch.dtype) -> float:
     try:
         a = torch.randn(n, n, device=device).to(dtype)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"cannot measure {device!r}: {str(error).splitlines()[0]}; say how fast it is with --flops"
-        ) from error
+        raise InputError(f"cannot measure {device!r}: {first_line(error)}; say how fast it is with --flops") from error
     best = math.inf
     for _ in range(4):
         start = time.perf_counter()

@@ -14,14 +14,14 @@ from typing import Any
 from ..erase import Eraser, Loop, Method, checkpoints, configure, settings_of, write_folder, write_text
 from ..erase import concept as known
 from ..erase import erase as make
-from ..pipelines import Backbone, distance, fingerprint
+from ..pipelines import ROUNDED, SAME, Backbone, distance, fingerprint
 from ..pipelines import load as load_model
 from ..prompts import InputError, Prompt, canvas, unknown
 from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug
 from ._cost import Cost
 from ._evaluate import Control, Report, evaluate
 from ._evaluator import find
-from ._gallery import Gallery, Sampling, sampling
+from ._gallery import Gallery, Sampling, loaded_as, sampling
 from ._grid import save_image
 from ._judge import Verdict
 from ._paired import hits
@@ -30,7 +30,6 @@ RECORD = "benchmark.json"
 MADE = "made.json"
 SHOWN = 8
 """Pictures kept of each cell, beside the unerased ones."""
-SAME_MODEL = 0.01
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class Plan:
         only: evaluators; all by default.
         rank: score the LoRAs of this rank that are made of deltas.
         steps, guidance: of the sampler; what suits the model by default.
+        loading: what the loader of the models was asked for beside a name (dtype, revision, quantize ...): with other
+            words for it a model is opened and looked at before its finished cells are taken for done.
 
     Raises:
         InputError: nothing to do, an unknown evaluator, or settings of a method that is not among the methods.
@@ -60,6 +61,7 @@ class Plan:
     rank: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(m for m in self.methods if m != "original"))
@@ -305,8 +307,8 @@ def benchmark(
         keep: keep all images, not only the few that a report shows.
 
     Raises:
-        InputError: the folder was made with other evaluators, sampling or another model of a name; or cells failed,
-            which is said once all others are done.
+        InputError: the folder was made with other evaluators, sampling, another model of a name or the same loaded
+            otherwise; or cells failed, which is said once all others are done.
     """
     cells = Cells(folder)
     failed: list[str] = []
@@ -341,6 +343,8 @@ def _complete(plan: Plan, cells: Cells, model: str) -> bool:
     there = record.get("models", {}).get(model)
     if there is None or there["asked"] != [plan.steps, plan.guidance]:
         return False
+    if there.get("loading", {}) != plan.loading:
+        return False
     _check_scores(record, plan, cells.folder)
     return all(cells.done(k) for k in plan.cells(model, there["preset"]))
 
@@ -368,7 +372,7 @@ def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool)
     plan = replace(plan, concepts=tuple(_named(c, backbone) for c in plan.concepts))
     plan.cells(model, backbone.preset)  # refuse a bad setting before anything is drawn
     how = plan.sampling(backbone)
-    print_of = fingerprint(backbone.parameters("all"))
+    print_of = fingerprint(backbone.values("all"))
     record = _recorded(folder)
     _check_scores(record, plan, folder)
     there = record.get("models", {}).get(model)
@@ -377,14 +381,23 @@ def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool)
         "asked": [plan.steps, plan.guidance],
         "sampling": asdict(how),
         "fingerprint": print_of,
+        "loading": dict(plan.loading),
+        "loaded": loaded_as(backbone),
     }
     if there is not None:
+        as_then, as_now = there.get("loaded", mine["loaded"]), mine["loaded"]  # older folders do not say it
+        if as_then != as_now:
+            raise InputError(
+                f"{folder} holds cells of {model} loaded as {as_then}, now it is {as_now}: load it alike (--dtype, "
+                "--device, --quantize, --model-...), or use another --out"
+            )
         then, now = ({k: v for k, v in m["sampling"].items() if k != "batch"} for m in (there, mine))
         if then != now:
             raise InputError(
                 f"{folder} holds images of {model} drawn with {then}, asked for is {now}: use another --out"
             )
-        if not distance(there["fingerprint"]["weights"], print_of["weights"]) <= SAME_MODEL:
+        away = distance(there["fingerprint"]["weights"], print_of["weights"])
+        if not away <= (ROUNDED if backbone.quantized else SAME):
             raise InputError(f"{folder} was made with another model of the name {model!r}: use another --out")
     control = KeptControl(backbone, how, cells)
     if there is None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..pipelines import canvas_folder, quiet
-from ..prompts import InputError
+from ..prompts import InputError, first_line
 
 FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
@@ -161,8 +161,7 @@ def _device() -> torch.device:
 
 
 def _cannot(name: str, error: BaseException) -> InputError:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return InputError(
-        f"cannot load {name} ({line}): expected a Hub id that can be reached or is in the cache, or a local folder, as "
-        "clip:FOLDER or open_clip:FOLDER"
+        f"cannot load {name} ({first_line(error)}): expected a Hub id that can be reached or is in the cache, or a "
+        "local folder, as clip:FOLDER or open_clip:FOLDER"
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from ..erase import write_folder
-from ..prompts import UNLEARN_CANVAS, InputError, World, unknown
+from ..prompts import UNLEARN_CANVAS, InputError, World, first_line, unknown
 from ._judge import LENS_FILE, RECORD_FILE, Lens
 
 DOMAINS = ("style", "object")
@@ -95,8 +95,9 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     try:
         value: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, OSError, ValueError, KeyError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"{path} cannot be read as tensors alone ({line}); nothing else in it is run") from error
+        raise InputError(
+            f"{path} cannot be read as tensors alone ({first_line(error)}); nothing else in it is run"
+        ) from error
     value = value.get("model_state_dict", value) if isinstance(value, Mapping) else value
     if not isinstance(value, Mapping) or not all(isinstance(v, Tensor) for v in value.values()):
         raise InputError(f"{path} holds no state dict: expected names and tensors, or those under 'model_state_dict'")

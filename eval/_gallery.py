@@ -287,8 +287,23 @@ def record(backbone: Backbone, erasers: Sequence[Eraser], how: Sampling) -> dict
         "fingerprint": hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16],
         "erasers": [{**asdict(e.recipe), "fingerprint": _payload_digest(e)} for e in erasers],
         "sampling": asdict(how),
-        "precision": f"{str(backbone.dtype).removeprefix('torch.')} on {backbone.device.type}",
+        "precision": _precision(backbone),
     }
+
+
+def _precision(backbone: Backbone) -> str:
+    return f"{str(backbone.dtype).removeprefix('torch.')} on {backbone.device.type}"
+
+
+def loaded_as(backbone: Backbone) -> dict[str, str]:
+    """What a model's name leaves open of how it draws: precision and kind of device, quantisation, and of variant,
+    config and version (the commit, or else the revision) what is known.
+    """
+    origin = dict(backbone.provenance)
+    if "commit" in origin:
+        origin.pop("revision", None)  # another word for the same
+    few = {"quantized": backbone.quantized} if backbone.quantized else {}
+    return {"precision": _precision(backbone), **few, **origin}
 
 
 def _tensors(value: object, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..pipelines import Backbone, canvas_folder, quiet
-from ..prompts import CANVAS, InputError, World
+from ..prompts import CANVAS, InputError, World, first_line
 
 LENS_FILE = "preprocessor_config.json"
 RECORD_FILE = "judge.json"
@@ -165,8 +165,7 @@ def _load(folder: Path, domain: str, device: torch.device) -> PreTrainedModel:
         with quiet():
             model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"cannot load the {domain} judge in {folder}: {line}") from error
+        raise InputError(f"cannot load the {domain} judge in {folder}: {first_line(error)}") from error
     return model.eval().to(device)
 
 

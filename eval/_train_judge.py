@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from ..erase import Filed, filed, write_folder
 from ..pipelines import quiet, step_generator
-from ..prompts import UNLEARN_CANVAS, InputError, World, unknown
+from ..prompts import UNLEARN_CANVAS, InputError, World, first_line, unknown
 from ._convert_judge import DOMAINS
 from ._gallery import read_image
 from ._judge import LENS_FILE, RECORD_FILE, Judges, Lens
@@ -141,8 +141,7 @@ def _student(lesson: Lesson, labels: list[str]) -> tuple[PreTrainedModel, Lens]:
                 lesson.start, config=config, use_safetensors=True, ignore_mismatched_sizes=True, dtype=torch.float32
             )
     except (OSError, ValueError, KeyError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"cannot start from {lesson.start!r}: {line}") from error
+        raise InputError(f"cannot start from {lesson.start!r}: {first_line(error)}") from error
     lens = Lens.read(Path(lesson.start)) if Path(lesson.start).is_dir() else Lens()
     side = lesson.side or (lens.size or (0,))[0] or int(getattr(model.config, "image_size", 224))
     return model, Lens((side, side), lens.resample, lens.mean, lens.std)

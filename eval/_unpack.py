@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..erase import write_folder
-from ..prompts import InputError, unlearncanvas
+from ..prompts import InputError, first_line, unlearncanvas
 
 MARK = "unlearncanvas.txt"
 
@@ -44,8 +44,7 @@ def captioned(files: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[bytes, 
                         raise InputError(f"{path}: expected images as bytes, got {type(data).__name__}")
                     yield data, *unlearncanvas.parse(str(row["text"]))
         except (OSError, arrow.ArrowException) as error:
-            line = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            raise InputError(f"cannot read {path} as parquet ({line})") from error
+            raise InputError(f"cannot read {path} as parquet ({first_line(error)})") from error
 
 
 def unpack(files: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, force: bool = False) -> Path:

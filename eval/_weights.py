@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..prompts import InputError
+from ..prompts import InputError, first_line
 
 
 def torch_weights(net: nn.Module, url: str, path: str | Path, what: str) -> None:
@@ -45,7 +45,7 @@ def read_state(path: Path, what: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise InputError(f"{what}: {path} is no file of plain tensors ({_line(error)})") from error
+        raise InputError(f"{what}: {path} is no file of plain tensors ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{what}: {path} holds {type(state).__name__}, expected a dictionary of tensors")
     return state
@@ -58,10 +58,6 @@ def _download(url: str, what: str) -> dict[str, Tensor]:
         )
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"{what} cannot be downloaded from {url} ({_line(error)}): fetch the file elsewhere and name it after a "
-            "colon, for example inception-clean:FILE"
+            f"{what} cannot be downloaded from {url} ({first_line(error)}): fetch the file elsewhere and name it after "
+            "a colon, for example inception-clean:FILE"
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -7,20 +7,25 @@ from ._bundled import BUNDLED
 from ._few import Drawing, draw_in
 from ._fingerprint import ROUNDED, SAME, distance, fingerprint
 from ._held import Values, check_trainable, check_writable
+from ._hub import asking_hub
 from ._ledger import Ledger
 from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
 from ._loading import Loading, Offload, Quantize
 from ._memory import Embeddings
 from ._overlay import check_unfused, overlay
+from ._place import DTYPES
 from ._prompted import Pairs, Read, Write, Writer, writers
 from ._quiet import quiet
 from ._seeds import step_generator
 from ._signals import disguised, pipeline_class, portable, prompt_signals, signals, write_by_prompt
+from ._single import PICKLES
 from ._weigh import LATENTS, Learns, Pass, Scale
 
 __all__ = [
     "BUNDLED",
+    "DTYPES",
     "LATENTS",
+    "PICKLES",
     "ROUNDED",
     "SAME",
     "Backbone",
@@ -44,6 +49,7 @@ __all__ = [
     "Writer",
     "acting",
     "activate",
+    "asking_hub",
     "blueprint",
     "canvas_folder",
     "canvas_open_clip",

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from ..prompts import InputError, first_line
 from ._backbone import Backbone
 from ._bundled import BUNDLED
+from ._hub import pipeline_index
 from ._ledger import META
-from ._load import _check, canvas_mark, wrap
+from ._load import canvas_mark, check_source, wrap
 from ._memory import Embeddings
 from ._place import precision
 from ._prompt_shapes import prompt_shapes
 from ._quiet import quiet
+from ._single import is_file
 
 LABEL = "erasers-blueprint"
 SKIPPED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -59,16 +61,20 @@ def blueprint(
         found = BUNDLED[found.base]
     where = found.folder if found else Path(name)
     if found is None:
-        _check(name, where)
+        check_source(name, where)
     place: Path | str = where if where.is_dir() else name
-    if Path(place).is_file():
+    if found is None and is_file(name):
         raise InputError(
-            f"{name} is a single file: name the folder or Hub id of its pipeline, whose configs tell enough"
+            f"{name} is a single file: name the folder or Hub id of its pipeline with --model-config, whose configs "
+            "tell enough"
         )
     try:
         with quiet():
-            kind = precision(dtype, device, DiffusionPipeline.load_config(place).get("_class_name"))
-            pipe = _assemble(place, kind)
+            index = pipeline_index(place)
+            kind = precision(dtype, device, index.get("_class_name"))
+            pipe = _assemble(place, index, kind)
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         raise InputError(f"cannot read the configs of {name!r}: {first_line(error)}") from error
     backbone: Any = wrap(pipe, name, call={**canvas_mark(where).get("call", {}), **(call or {})})
@@ -76,9 +82,8 @@ def blueprint(
     return backbone  # type: ignore[no-any-return]
 
 
-def _assemble(place: Path | str, dtype: torch.dtype) -> DiffusionPipeline:
+def _assemble(place: Path | str, index: Mapping[str, Any], dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline with networks on the meta device, real schedulers, and nothing else."""
-    index = dict(DiffusionPipeline.load_config(place))
     cls = getattr(diffusers, str(index.get("_class_name")), None)
     if cls is None:
         raise ValueError(f"diffusers has no pipeline {index.get('_class_name')!r}")

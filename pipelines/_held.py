@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.hooks import CpuOffload
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from torch import Tensor, nn
 
@@ -46,10 +47,14 @@ def execution_device(root: nn.Module) -> torch.device:
 
 
 def offloaded(root: nn.Module) -> str:
-    """How a network is offloaded: "model" as a whole, "sequential" layer by layer, "" not at all."""
+    """How a network is offloaded: "model" as a whole, "sequential" layer by layer, "" not at all. A device map leaves
+    hooks too, under which weights stay in place.
+    """
     if not hasattr(root, "_hf_hook"):
         return ""
-    return "sequential" if any(p.is_meta for p in root.parameters()) else "model"
+    if any(p.is_meta for p in root.parameters()):
+        return "sequential"
+    return "model" if any(isinstance(h, CpuOffload) for h in _hooks(root)) else ""
 
 
 def wake(root: nn.Module) -> None:

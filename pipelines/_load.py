@@ -20,10 +20,11 @@ from ._bundled import BUNDLED, CANVAS
 from ._families import FAMILIES
 from ._few import Drawing, scheduler_of
 from ._held import check_wrappable
+from ._hub import INDEX, pipeline_index
 from ._loading import Loading
 from ._memory import ENCODERS, Embeddings
 from ._place import place, precision, spare, usable
-from ._quantize import check_library, plan
+from ._quantize import arguments, check_library
 from ._quiet import quiet
 from ._single import fetch, is_file, read_file
 from ._stock import StockBackbone
@@ -72,7 +73,7 @@ def load(
     found = BUNDLED.get(over.base if over else name)
     where = found.folder if found else Path(name)
     if name not in BUNDLED:
-        _check(name, where)
+        check_source(name, where)
     _check_options(name, where, how)
     try:
         with quiet():
@@ -110,7 +111,7 @@ def _read(
         pipe = read_file(path, how, dtype=dtype, device=device, without=without)
     else:
         source = where if where.is_dir() else name
-        parts = DiffusionPipeline.load_config(source, revision=how.revision)
+        parts = pipeline_index(source, how.revision)
         kind = precision(dtype, device, parts.get("_class_name"))
         # diffusers wants to be told again of parts that were saved as none, such as SD 3's third text encoder
         left = {n: None for n, v in parts.items() if v == [None, None] or n in without}
@@ -120,7 +121,7 @@ def _read(
             use_safetensors=True,
             variant=how.variant,
             revision=how.revision,
-            **plan(how.quantize, parts, kind, without=list(left)),
+            **arguments(how.quantize, parts, kind, without=list(left)),
             **{"safety_checker": None, **left},
         )
         if not where.is_dir():
@@ -143,15 +144,15 @@ def _distil(pipe: DiffusionPipeline, folder: Path) -> Drawing:
 
 def _commit(name: str, revision: str | None) -> str | None:
     """The commit of a Hub id that was loaded, as the Hub's cache knows it."""
-    found = try_to_load_from_cache(name, "model_index.json", revision=revision)
+    found = try_to_load_from_cache(name, INDEX, revision=revision)
     return Path(found).parent.name if isinstance(found, str) else None
 
 
-def _check(name: str, where: Path) -> None:
+def check_source(name: str, where: Path) -> None:
     """Say early, in one line, what a name that is no pipeline lacks."""
     if where.is_dir():
-        if not (where / "model_index.json").exists():
-            raise InputError(f"{name} is no diffusers pipeline: expected a model_index.json in it")
+        if not (where / INDEX).exists():
+            raise InputError(f"{name} is no diffusers pipeline: expected a {INDEX} in it")
         return
     if not is_file(name) and (name.count("/") != 1 or name.startswith((".", "/"))):
         raise unknown("model", name, BUNDLED)
@@ -219,7 +220,7 @@ def wrap(
     more = {**mark.get("call", {}), **told, **(call or {})}
     backbone = _backbone(pipe, label, more, bool(mark))
     if embeddings is not None:
-        embeddings.check(label, backbone.origin(), rounded=bool(backbone.quantized))
+        embeddings.check(label, backbone.origin())
         backbone.embeddings = embeddings
     return backbone
 

@@ -38,7 +38,8 @@ class Embeddings:
             "text_ids" that it makes anew, and the token numbers and masks of text encoders ("text_encoder.ids").
         free: the other side of guidance, where `encode_prompt` returns both ("negative_prompt_embeds").
         origin: what a reader must check, as JSON has it: `family`; `base`, what the pipeline was called; `weights`, a
-            spread of its denoiser's; `call`, the stock call's arguments that reach `encode_prompt`; `encoders`.
+            spread of its denoiser's; `call`, the stock call's arguments that reach `encode_prompt`; `encoders`; and
+            `quantized`, where it is.
     """
 
     states: Mapping[str, Mapping[str, Tensor]]
@@ -82,7 +83,7 @@ class Embeddings:
                 for key in file.keys():  # noqa: SIM118
                     place, _, rest = key.partition(".")
                     rows[int(place)][rest] = file.get_tensor(key)
-            if version != 1 or "" not in prompts or not all(rows[1:]) or set(header) != ORIGIN:
+            if version != 1 or "" not in prompts or not all(rows[1:]) or set(header) - {"quantized"} != ORIGIN:
                 raise ValueError(f"version {version}, {len(prompts)} prompts")
             return cls(dict(zip(prompts, rows[1:], strict=True)), rows[0], header)
         except (SafetensorError, OSError) as error:
@@ -90,9 +91,8 @@ class Embeddings:
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise InputError(f"{name} holds no remembered prompts ({error}): expected what `save` wrote") from error
 
-    def check(self, name: str, origin: Mapping[str, Any], *, rounded: bool = False) -> None:
-        """Make sure that the pipeline called `name`, of that origin, would encode as the one that remembered did;
-        `rounded` where its weights are in few bits.
+    def check(self, name: str, origin: Mapping[str, Any]) -> None:
+        """Make sure that the pipeline called `name`, of that origin, would encode as the one that remembered did.
 
         Raises:
             InputError: another family, other weights, more text encoders or other arguments of the stock call.
@@ -101,7 +101,8 @@ class Embeddings:
         if mine["family"] != origin["family"]:
             raise InputError(f"{made} (family {mine['family']}), got {name!r} ({origin['family']})")
         away = distance(mine["weights"], origin["weights"])
-        if not away <= (ROUNDED if rounded else SAME):  # so that NaN weights are refused too
+        few = mine.get("quantized") or origin.get("quantized")
+        if not away <= (ROUNDED if few else SAME):  # so that NaN weights are refused too
             raise InputError(f"{made}; the weights of {name!r} differ by {away:.1%}: remember them with that pipeline")
         if more := [n for n in origin["encoders"] if n not in mine["encoders"]]:
             raise InputError(f"{made} without {', '.join(more)}, which {name!r} has: remember them again")

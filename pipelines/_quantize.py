@@ -59,7 +59,9 @@ def shrinkable(parts: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def plan(what: Quantize, parts: Mapping[str, Any], dtype: torch.dtype, without: Sequence[str] = ()) -> dict[str, Any]:
+def arguments(
+    what: Quantize, parts: Mapping[str, Any], dtype: torch.dtype, without: Sequence[str] = ()
+) -> dict[str, Any]:
     """The arguments of `DiffusionPipeline.from_pretrained` that quantise what is worth it, except some parts."""
     names = [n for n in shrinkable(parts) if n not in without] if what != "none" else []
     if not names:

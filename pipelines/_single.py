@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import diffusers
 import torch
@@ -18,13 +19,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..prompts import InputError, first_line
+from ._hub import asking_hub, pipeline_index
 from ._loading import Loading
 from ._place import precision
-from ._quantize import check_library, plan, quantiser
+from ._quantize import arguments, check_library, quantiser
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Files that can run code when they are loaded."""
 WEIGHTS = (".safetensors", ".gguf")
-PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/(.+)")
+PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?#]+)")
 """The address of a file on the Hub: repository, revision, path."""
 AUTOENCODER = ("first_stage_model.", "vae.")
 """What an autoencoder's weights are called in a whole checkpoint."""
@@ -32,7 +35,8 @@ AUTOENCODER = ("first_stage_model.", "vae.")
 
 def is_file(name: str) -> bool:
     """Whether a model's name means one file, there or not."""
-    return bool(PAGE.match(name)) or Path(name).is_file() or Path(name).suffix.lower() in (*PICKLES, *WEIGHTS)
+    named = Path(name).is_file() or (Path(name).suffix.lower() in (*PICKLES, *WEIGHTS) and not Path(name).is_dir())
+    return bool(PAGE.match(name)) or named
 
 
 def fetch(name: str, revision: str | None) -> tuple[Path, str | None, str | None]:
@@ -41,17 +45,20 @@ def fetch(name: str, revision: str | None) -> tuple[Path, str | None, str | None
     Raises:
         InputError: no such file, or one that is not loaded.
     """
-    suffix = Path(name).suffix.lower()
+    found = PAGE.match(name)
+    suffix = Path(found[3] if found else name).suffix.lower()
     if suffix in PICKLES:
         raise InputError(
             f"{name} is a pickle ({suffix}), which may run code when it is loaded: choose the model's .safetensors file"
         )
     if suffix not in WEIGHTS:
         raise InputError(f"{name} is a file: expected one ending in .safetensors or .gguf, or a diffusers folder")
-    if found := PAGE.match(name):
-        repo, branch, path = found.groups()
+    if found:
+        repo, branch, path = map(unquote, found.groups())
         asked = revision or branch
-        here = Path(hf_hub_download(repo, path, revision=asked))
+        lacks = f"has no file {path} in its revision {asked!r}"
+        with asking_hub(repo, asked, what="model", lacks=lacks, verb="download from"):
+            here = Path(hf_hub_download(repo, path, revision=asked))
         return here, asked, here.parents[path.count("/")].name
     if not (here := Path(name)).is_file():
         raise InputError(f"no such file: {name}; --model names a file, a folder, a Hub id or a bundled pipeline")
@@ -133,7 +140,7 @@ def read_file(path: Path, how: Loading, *, dtype: str | None, device: str, witho
             if isinstance(part, nn.Module):
                 part.eval()  # diffusers leaves a T5 encoder in training mode, with dropout
         return pipe
-    more = plan(how.quantize, parts, kind, without=[*given])
+    more = arguments(how.quantize, parts, kind, without=[*given])
     return DiffusionPipeline.from_pretrained(
         config, dtype=kind, use_safetensors=True, variant=how.variant, **more, **given
     )
@@ -146,15 +153,15 @@ def described(path: Path, config: str, *, asked: bool) -> dict[str, Any]:
         InputError: it is not there.
     """
     try:
-        return dict(DiffusionPipeline.load_config(config))
+        return pipeline_index(config)
     except (OSError, ValueError) as error:
+        line = first_line(error)
         if asked:
-            raise InputError(
-                f"--model-config {config}: expected a diffusers folder or a Hub id ({first_line(error)})"
-            ) from error
+            wanted = "" if isinstance(error, InputError) else "expected a diffusers folder or a Hub id: "
+            raise InputError(f"--model-config {config}: {wanted}{line}") from error
         raise InputError(
-            f"{path} looks like a checkpoint of {config!r}, whose configuration is neither here nor on the Hub now: "
-            "name a folder or Hub id of such a pipeline with --model-config"
+            f"{path} looks like a checkpoint of {config!r}, whose configuration cannot be read ({line}): name a folder "
+            "or Hub id of such a pipeline with --model-config"
         ) from error
 
 

@@ -214,7 +214,8 @@ class StockBackbone:
         takes = inspect.signature(self.pipe.encode_prompt).parameters
         call = json.loads(json.dumps({k: v for k, v in self.call.items() if k in takes}, default=str))
         found = encoders(self.pipe)
-        return {"family": self.family, "base": self.name, "weights": weights, "call": call, "encoders": found}
+        few = {"quantized": self.quantized} if self.quantized else {}
+        return {"family": self.family, "base": self.name, "weights": weights, "call": call, "encoders": found, **few}
 
     def _groups(self, prompts: Sequence[str]) -> list[list[int]]:
         """Places of the prompts that go into one stock call each: those encoded now, those remembered of one shape."""

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -346,7 +347,7 @@ def test_what_is_done_is_not_done_again(few, canvas, tmp_path, monkeypatch):
     assert next(r for r in again if r["concept"] == "star+ink")["hits"] == stack["hits"]
 
 
-def test_figures_that_were_not_made_alike_are_refused(few, canvas, tmp_path):
+def test_figures_that_were_not_made_alike_are_refused(few, canvas, tmp_path, monkeypatch):
     plan = Plan(methods=("random",), concepts=("star",), **CHEAP)
     benchmark(plan, tmp_path, load=lambda _: canvas)
     for other, words in (
@@ -355,6 +356,13 @@ def test_figures_that_were_not_made_alike_are_refused(few, canvas, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             benchmark(Plan(methods=("random",), concepts=("star",), **other), tmp_path, load=lambda _: canvas)
+    opened, reworded = [], replace(plan, loading={"dtype": "float32"})
+    benchmark(reworded, tmp_path, load=lambda name: opened.append(name) or canvas)
+    assert opened == ["canvas-sd"], "asked for in other words it is looked at, and is the same"
+    with monkeypatch.context() as patch:
+        patch.setattr(canvas, "provenance", {"revision": "v2", "commit": "b" * 40})
+        with pytest.raises(InputError, match=f"loaded as .*now it is .*{'b' * 40}"):
+            benchmark(reworded, tmp_path, load=lambda _: canvas)
     record = tmp_path / "benchmark.json"
     text = json.loads(record.read_text())
     weights = text["models"]["canvas-sd"]["fingerprint"]["weights"]
@@ -467,6 +475,12 @@ def test_the_command_chooses_on_dev_and_reports_on_held_out(few, tmp_path):
     frame = read_table(tmp_path / "held")
     assert set(frame["split"]) == {"held-out"}
     assert (tmp_path / "held/leaderboard.md").read_text().startswith("# Leaderboard")
+    again = ("--methods", "uce,random", "--concepts", "pentagram,moon", "--split", "held-out", *common)
+    code, _, err = run(
+        "benchmark", *again, "--chosen", tmp_path / "dev", "--out", tmp_path / "held", "--dtype", "bfloat16"
+    )
+    assert code == 2, "a finished table is not handed out for another precision"
+    assert "'float32 on cpu'}, now it is {'precision': 'bfloat16 on cpu'}" in " ".join(err.split())
 
 
 BAD = {

@@ -23,8 +23,10 @@ import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 from golden import plain
+from safetensors.torch import save_file
 from test_cli import run
 from erasers.erase import Eraser
+from erasers.pipelines import Loading, blueprint, load
 from erasers.prompts import InputError
 
 lora, hyper, delta = (Eraser.from_pretrained(plain.HERE / n) for n in ("lora-sd3", "hyper-sd", "delta-sd"))
@@ -74,6 +76,16 @@ step("nothing", lambda: get("me/nothing"))
 step("gated", lambda: get("me/gated"))
 step("pickled", lambda: get("me/pickled"))
 step("base model", lambda: get("me/base"))
+gated = Loading(config="me/gated")
+save_file({{"x": torch.zeros(1)}}, "alone.safetensors")
+step("gated model", lambda: load("me/gated"))
+step("gated shapes", lambda: blueprint("me/gated"))
+step("gated file", lambda: load("https://huggingface.co/me/gated/blob/main/m.safetensors"))
+step("gated config", lambda: load("alone.safetensors", how=gated))
+step("no model", lambda: load("me/nothing"))
+step("no model revision", lambda: load("me/base", how=Loading(revision="v9")))
+step("no pipeline", lambda: load("me/delta"))
+step("no file", lambda: load("https://huggingface.co/me/base/resolve/main/m.gguf", how=gated))
 step("no id", lambda: push("just-a-name", token="hf_writer"))
 step("odd id", lambda: get("me/no moon"))
 """
@@ -138,6 +150,17 @@ def test_what_is_fetched_is_what_was_pushed(told):
         ("wrong login", "cannot fetch me/no-moon: the Hub knows no such login"),
         ("nothing", "no eraser at me/nothing: no folder or file here, and no such repository on the Hub, or a private"),
         ("gated", "cannot fetch me/gated: accept its terms on the Hub first"),
+        ("gated model", "cannot fetch me/gated: accept its terms on the Hub first, then log in with `hf auth login`"),
+        ("gated shapes", "cannot fetch me/gated: accept its terms on the Hub first"),
+        ("gated file", "cannot download from me/gated: accept its terms on the Hub first"),
+        (
+            "gated config",
+            "--model-config me/gated: cannot fetch me/gated: accept its terms",
+        ),
+        ("no model", "no model at me/nothing: no folder or file here, and no such repository on the Hub, or a private"),
+        ("no model revision", "me/base has no revision 'v9': name a branch, a tag or a commit"),
+        ("no pipeline", "me/delta on the Hub is no diffusers pipeline: expected model_index.json in it"),
+        ("no file", "me/base on the Hub has no file m.gguf in its revision 'main'"),
         ("no revision", "me/no-moon has no revision 'v9': name a branch, a tag or a commit"),
         ("pickled", "no such file"),
         ("base model", "me/base on the Hub is no eraser: expected eraser_config.json in it"),

@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import fields, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import accelerate
 import diffusers
@@ -19,8 +20,8 @@ from test_cli import run
 import tiny
 from erasers.app._loading import FLAGS
 from erasers.erase import Eraser, Loop, _train, erase
-from erasers.eval import Gallery
-from erasers.pipelines import Loading, fingerprint, load, wrap
+from erasers.eval import Cells, Gallery, Plan, _benchmark
+from erasers.pipelines import Embeddings, Loading, blueprint, fingerprint, load, wrap
 from erasers.pipelines._held import bits, execution_device, offloaded
 from erasers.prompts import InputError, out_of_memory
 
@@ -96,7 +97,8 @@ class TestSingleFile:
         refused(looks, "--model-config", source=tmp_path / "model.safetensors")
         nowhere = Loading(config=str(tmp_path / "nowhere"))
         refused("--model-config", "nowhere", source=tmp_path / "model.safetensors", how=nowhere)
-        refused("pickle", ".safetensors", source=tmp_path / "model.ckpt")
+        for pickled in ("model.ckpt", "model.pkl"):
+            refused("pickle", ".safetensors", source=tmp_path / pickled)
         refused("no such file", source=tmp_path / "missing.safetensors")
         (tmp_path / "notes.txt").write_text("no model")
         refused("expected one ending in .safetensors", source=tmp_path / "notes.txt")
@@ -117,6 +119,18 @@ class TestSingleFile:
         backbone = load("https://huggingface.co/you/files/blob/main/sub/model.safetensors", how=how)
         assert torch.equal(backbone.pipe.unet.conv_in.weight, pipe.unet.conv_in.weight)
         assert {k: backbone.provenance[k] for k in ("revision", "commit")} == {"revision": "main", "commit": "c" * 40}
+        page = "https://huggingface.co/you/files/resolve/main/sub"
+        assert load(f"{page}/model.safetensors?download=true", how=how).provenance == backbone.provenance
+        refused("download from you/files (revision 'main'): HF_HUB_OFFLINE", source=f"{page}/other.gguf", how=how)
+
+    @pytest.mark.parametrize(
+        "name", ["https://hf.co/you/files/blob/main/m.safetensors", "missing.gguf", "m.safetensors"]
+    )
+    def test_a_blueprint_wants_the_pipeline_of_a_file(self, name, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path("m.safetensors").write_bytes(b"")
+        with pytest.raises(InputError, match=r"is a single file: .* --model-config"):
+            blueprint(name)
 
 
 def in_cache(hub, repo, revisions):
@@ -167,7 +181,8 @@ class TestVersions:
         assert f"revision v2, commit {'b' * 40}" in (tmp_path / "e/README.md").read_text()
         with pytest.raises(InputError, match="differ by"):
             eraser.check_base(plain)
-        refused("--model-revision v3", source="you/model", how=Loading(revision="v3"))
+        refused("you/model (revision 'v3')", "HF_HUB_OFFLINE", source="you/model", how=Loading(revision="v3"))
+        refused("cannot fetch you/none: no folder or file here or in the cache, and HF_HUB_OFFLINE", source="you/none")
         made["main"].rename(tmp_path / "folder")
         refused("--model-revision", "is a folder", source=tmp_path / "folder", how=Loading(revision="v2"))
 
@@ -306,6 +321,50 @@ class TestOffloaded:
             with pytest.raises(InputError, match="leave out --offload"):
                 use()
 
+    def test_a_device_map_is_no_offloading(self, tmp_path):
+        """Hooks that only say where weights are: all that writes weights works, with the very same result."""
+        tool = ("esd", {**FEW, "dense": True})
+        want = erase("moon", wrap(tiny.sd(), "tiny"), preserve=[], method=tool)
+        pipe, plain = tiny.sd(), wrap(tiny.sd(), "tiny")
+        accelerate.dispatch_model(pipe.unet, {"": "cpu"}, force_hooks=True)
+        assert hasattr(pipe.unet, "_hf_hook")
+        there = wrap(pipe, "tiny")
+        assert offloaded(there.denoiser) == ""
+        have = erase("moon", there, preserve=[], method=tool)
+        assert have.payload.weights(there).keys() == want.payload.weights(plain).keys()
+        before = drawn(there)
+        with have.attached(there), want.attached(plain):
+            assert np.array_equal(drawn(there), drawn(plain))
+            assert np.abs(drawn(there) - before).max() > 0
+        assert np.array_equal(drawn(there), before)
+        have.bake(there)
+        want.bake(plain)
+        assert np.array_equal(drawn(there), drawn(plain))
+
+    def test_benchmark(self, accelerator, tmp_path):
+        """A folder knows an offloaded model again, and refuses it in another precision or version."""
+        plan = Plan(methods=("random",), concepts=("star",))
+
+        def start(backbone):
+            return _benchmark._start(plan, Cells(tmp_path), "canvas-sd", backbone, False)
+
+        plain, there = load("canvas-sd"), load("canvas-sd")
+        there.pipe.enable_sequential_cpu_offload(device="cpu:0")
+        there = wrap(there.pipe, "canvas-sd")
+        assert next(there.denoiser.parameters()).is_meta
+        assert start(there).backbone is there
+        assert start(plain).backbone is plain
+        coarse, moved = load("canvas-sd", dtype="bfloat16"), load("canvas-sd")
+        moved.provenance = {"commit": "b" * 40}
+        for other in (coarse, moved):
+            with pytest.raises(InputError, match=r"loaded as .*'float32 on cpu'.* load it alike"):
+                start(other)
+        with torch.no_grad():
+            for p in plain.denoiser.parameters():
+                p.mul_(1.1)
+        with pytest.raises(InputError, match="another model of the name"):
+            start(plain)
+
     def test_groups_are_refused(self):
         pipe = tiny.sd()
         pipe.unet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
@@ -352,6 +411,20 @@ class TestFewBits:
         monkeypatch.setattr("erasers.pipelines._quantize.find_spec", lambda name: None)
         (tmp_path / "m.gguf").write_bytes(b"GGUF")
         refused("gguf", "pip install 'erasers[gguf]'", source=tmp_path / "m.gguf", how=Loading(config="x"))
+
+    def test_prompts_remembered_on_few_bits(self, tmp_path):
+        """Rounding on either side is allowed for; without it the same distance is another model."""
+        whole = wrap(tiny.sd(), "tiny").remember(PROMPTS)
+        away = {**whole.origin, "weights": [1.09 * w for w in whole.origin["weights"]]}
+        few = replace(whole, origin={**away, "quantized": "bitsandbytes, 4 bits"})
+        read = Embeddings.load(few.save(tmp_path / "few.safetensors"))
+        assert read.origin == few.origin
+        assert wrap(tiny.sd(), "tiny", embeddings=read).embeddings is read
+        whole.check("few", few.origin)
+        with pytest.raises(InputError, match=r"differ by 8\.3%"):
+            wrap(tiny.sd(), "tiny", embeddings=replace(whole, origin=away))
+        with pytest.raises(InputError, match="differ by"):
+            whole.check("other", away)
 
     @needs("gguf")
     def test_gguf(self, tmp_path):
@@ -432,6 +505,9 @@ class TestFewBits:
                     assert np.abs(drawn(one) - before).max() > 0
                 assert np.array_equal(drawn(one), before)
         assert rounded.recipe.base["quantized"]
+        for one, other in ((few, plain), (plain, few)):
+            remembered = one.remember(PROMPTS)
+            assert wrap(other.pipe, "other", embeddings=remembered).embeddings is remembered
         trained = erase("moon", few, preserve=[], method=("esd", FEW))
         assert trained.payload.finite()
         assert not trained.payload.zero()

@@ -123,7 +123,13 @@ def test_dry_run(tmp_path, capsys):
     assert len(erasers) >= len(report["targets"])
     assert rehearse(name, tmp_path) == report
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")} == erasers
-    (tmp_path / name / "run.json").write_text("{}")
+    record = tmp_path / name / "run.json"
+    told = json.loads(record.read_text())
+    assert set(told["judges"]) == {"object", "style"}
+    record.write_text(json.dumps({**told, "loaded": {"precision": "float16 on cpu"}}))
+    with pytest.raises(InputError, match="with another loaded:"):
+        rehearse(name, tmp_path)
+    record.write_text("{}")
     with pytest.raises(InputError, match="another model, settings"):
         rehearse(name, tmp_path)
 

@@ -34,6 +34,7 @@ from erasers.eval import (
     collect,
     compare,
     find,
+    loaded_as,
     mean,
     protocol_sampling,
     sampling,
@@ -360,7 +361,8 @@ def settle(row: Row, stage: Stage) -> None:
     """Write down what a row's folder is of, or refuse one that is of something else.
 
     Raises:
-        InputError: it holds scores of another model, other settings, sampling or seeds.
+        InputError: it holds scores of another model or one loaded otherwise, other settings, sampling, seeds, judges or
+            classes.
     """
     path = stage.out / row.name / "run.json"
     about = {
@@ -369,6 +371,9 @@ def settle(row: Row, stage: Stage) -> None:
         "asked": [row.prompt, row.anchors, row.preserve, dict(row.sampling), row.sentence, row.images],
         "seeds": stage.seeds,
         "dry": stage.dry,
+        "loaded": loaded_as(stage.backbone),
+        "judges": {} if stage.judges is None else stage.judges.record(),
+        "classes": [dict(row.classes), row.clip],
     }
     told = json.loads(json.dumps(about, default=list))
     if not path.exists():
