@@ -402,14 +402,14 @@ def evaluate(
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
         write_text(out_file, text)
-    if record:
-        Eraser.record_scores(eraser[0], report.summary())
     if as_json:
         print(text)
-        return
-    from .compare import show
+    else:
+        from .compare import show
 
-    show(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
+        show(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
+    if record:  # last: whatever comes of it, the scores were told
+        Eraser.record_scores(eraser[0], report.summary())
 
 
 @loads
