@@ -11,6 +11,7 @@ from typing import Any
 
 from ..pipelines import Backbone, Drawing, check_unfused, components, fingerprint
 from ..prompts import WORLDS, Concept, InputError, World, canvas
+from ._base import told
 from ._delta import Delta
 from ._eraser import Eraser
 from ._hyper import Hyper
@@ -137,7 +138,8 @@ def _made_from(backbone: Backbone) -> dict[str, str]:
     """What a record says of the base beside its name: revision, commit, variant ...; and how it is quantised, if it is,
     because its fingerprint is that of rounded weights then.
     """
-    return {**({"quantized": backbone.quantized} if backbone.quantized else {}), **backbone.provenance}
+    known = {k: told(v) if k == "config" else v for k, v in backbone.provenance.items()}
+    return {**({"quantized": backbone.quantized} if backbone.quantized else {}), **known}
 
 
 def _refuse_loop(tool: Method, loop: Loop) -> None:
@@ -225,7 +227,7 @@ def erase(
         seed=seed,
         family=backbone.family,
         base={
-            "id": backbone.name,
+            "id": told(backbone.name),
             "component": backbone.component,
             "fingerprint": edited,
             **_made_from(backbone),

@@ -69,6 +69,8 @@ step("branch fetched", lambda: same(get("me/no-moon", revision="v2", token="hf_r
 step("main still", lambda: same(get("me/no-moon", token="hf_reader"), lora))
 step("no revision", lambda: same(get("me/no-moon", revision="v9", token="hf_reader"), lora))
 step("delta pushed", lambda: delta.push_to_hub("me/delta", token="hf_writer"))
+step("private, but public", lambda: delta.push_to_hub("me/delta", private=True, token="hf_writer"))
+step("private as it is", lambda: push("me/no-moon", private=True, token="hf_writer"))
 step("delta fetched", lambda: get("me/delta").recipe == delta.recipe)
 step("nothing", lambda: get("me/nothing"))
 step("gated", lambda: get("me/gated"))
@@ -128,6 +130,12 @@ def test_what_is_fetched_is_what_was_pushed(told):
     assert steps["plain diffusers"] < plain.TOLERANCE, "load_lora_weights of the Hub id, without this package"
 
 
+def test_private_is_never_public(told):
+    hub, steps = told
+    assert len(hub.repos["me/delta"].commits) == 2, "that of the new repository, and the public push"
+    assert steps["private as it is"].startswith(f"{hub.address}/me/no-moon/commit/")
+
+
 @pytest.mark.parametrize(
     ("step", "words"),
     [
@@ -141,6 +149,7 @@ def test_what_is_fetched_is_what_was_pushed(told):
         ("no revision", "me/no-moon has no revision 'v9': name a branch, a tag or a commit"),
         ("pickled", "no such file"),
         ("base model", "me/base on the Hub is no eraser: expected eraser_config.json in it"),
+        ("private, but public", "me/delta is on the Hub already and everybody can read it, --private is for a new"),
         ("no id", "expected a Hub id (owner/name) to push to, got 'just-a-name'"),
         ("odd id", "'me/no moon' is no Hub id (owner/name)"),
     ],
