@@ -16,7 +16,7 @@ from ._delta import Delta
 from ._eraser import Eraser
 from ._hyper import Hyper
 from ._lora import Factors, Lora
-from ._method import Method, Task, configure, name_of, settings_of
+from ._method import Method, Task, configure, name_of, settings_of, to_preserve
 from ._payload import Payload
 from ._recipe import Recipe, library_versions
 from ._train import Loop, Trainer, train
@@ -233,7 +233,7 @@ def erase(
             **_made_from(backbone),
         },
         concepts=[{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()} for c in wanted],
-        preserve=[c.name for c in kept],
+        preserve=[] if to_preserve(tool) else [c.name for c in kept],
         targets=sorted(payload.shapes),
         kind=payload.kind,
         training=solved.training,
