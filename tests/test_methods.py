@@ -220,7 +220,7 @@ def test_random_has_the_norm_of_what_it_imitates_and_nothing_else(sd):
         configure("random", "sd", {"rank": 0})
 
 
-SHORT = {"steps": 3, "batch": 1, "sampler_steps": 1, "lr": 1e-2}
+SHORT = {"steps": 3, "batch": 4, "sampler_steps": 1, "lr": 1e-2}
 ON_IMAGES = {**SHORT, "images": 2}
 
 
