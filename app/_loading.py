@@ -65,9 +65,10 @@ def loads(command: Callable[..., None]) -> Callable[..., None]:
     return with_flags
 
 
-def words(reading: Mapping[str, Any]) -> str:
+def words(reading: Mapping[str, Any], *, dtype: str | None = None, device: str | None = None) -> str:
     """The flags that were given, as a command repeats them; a space before each."""
-    given = [(flag.name, reading[n]) for n, flag in FLAGS.items() if reading[n] != flag.default]
+    given: list[tuple[str, Any]] = [(n, v) for n, v in (("--dtype", dtype), ("--device", device)) if v is not None]
+    given += [(flag.name, reading[n]) for n, flag in FLAGS.items() if reading[n] != flag.default]
     return "".join(f" {name}" if value is True else f" {name} {shlex.quote(str(value))}" for name, value in given)
 
 

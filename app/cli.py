@@ -8,6 +8,7 @@ import inspect as inspection
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +55,8 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output th
 StepsOption = Annotated[int | None, typer.Option(help="Sampler steps. Default: what suits the model.", min=1, max=1000)]
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale, 1 is off. Default: what suits the model.")]
 ErasersOption = Annotated[
-    list[str] | None, typer.Option("--eraser", "-e", help="Eraser folder, file or Hub id; repeat for several.")
+    list[str] | None,
+    typer.Option("--eraser", "-e", help="Eraser folder, file or Hub id (owner/name@REVISION); repeat for several."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -146,6 +148,7 @@ def erase(
     from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process, suited, write_text
     from ..erase import concept as known
     from ..erase import erase as run
+    from ..erase import to_preserve as remedy
     from ..eval import COST_FILE, Cost
 
     if not folder.name:
@@ -169,12 +172,14 @@ def erase(
         divergence=divergence,
     )
     backbone = _load(model, dtype, device, reading)
+    tool = configure(method, suited(method, preset or backbone.preset, backbone.family), given)
+    kept = None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()]
     with Cost() as cost:
         eraser = run(
             [known(n, backbone, anchor) for n in names],
             backbone,
-            method=configure(method, suited(method, preset or backbone.preset, backbone.family), given),
-            preserve=None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()],
+            method=tool,
+            preserve=kept,
             seed=seed,
             loop=loop,
         )
@@ -189,7 +194,10 @@ def erase(
         f"{', '.join(eraser.recipe.names)} erased from {backbone.name} by {method} in {cost.seconds:.2f} s: "
         f"{eraser.payload.summary()}, {size / 1e6:.2f} MB, in {folder}"
     )
-    _say(f"next: erasers grid --model {model}{words(reading)} --eraser {folder} --out grid.png")
+    base = f"--model {shlex.quote(model)}{words(reading, dtype=dtype, device=device)}"
+    _say(f"next: erasers grid {base} --eraser {shlex.quote(str(folder))} --out grid.png")
+    if kept and (change := remedy(tool)):
+        _warn(f"--preserve changed nothing: {method} with these settings reads no preserved names; {change}")
 
 
 @loads
@@ -402,14 +410,14 @@ def evaluate(
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
         write_text(out_file, text)
-    if record:
-        Eraser.record_scores(eraser[0], report.summary())
     if as_json:
         print(text)
-        return
-    from .compare import show
+    else:
+        from .compare import show
 
-    show(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
+        show(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
+    if record:  # last: whatever comes of it, the scores were told
+        Eraser.record_scores(eraser[0], report.summary())
 
 
 @loads
@@ -449,6 +457,7 @@ def export(
 
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
+    _refuse_unread(model, words(reading, device=device))
     loaded = _erasers([eraser])[0]
     exact = to == "lycoris" or rank is not None or energy is not None  # the files' precision is another matter
     base = None if model is None else _load(model, "float32" if exact else dtype, device, reading)
@@ -471,7 +480,9 @@ def export(
 def push(
     eraser: Annotated[str, typer.Argument(help="Eraser folder or file.")],
     repo: Annotated[str, typer.Argument(help="Where to: owner/name on the Hub, made if it is not there.")],
-    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private; refuse one that is public.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="A branch of it, made if it is not there.")] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The base model: load the eraser into it before uploading.")
@@ -482,6 +493,7 @@ def push(
     reading: Mapping[str, Any],
 ) -> None:
     """Upload an eraser to the Hugging Face Hub with its model card. Log in first: `hf auth login`, or HF_TOKEN."""
+    _refuse_unread(model, words(reading, dtype=dtype, device=device))
     loaded = _erasers([eraser])[0]
     base = None if model is None else _load(model, dtype, device, reading)
     with err.status(f"uploading to {repo}"):
@@ -601,7 +613,19 @@ def _load(model: str, dtype: str | None, device: str | None, reading: Mapping[st
 def _erasers(sources: list[str] | None) -> list[Eraser]:
     from ..erase import Eraser
 
-    return [Eraser.from_pretrained(s) for s in sources or ()]
+    out = []
+    for source in sources or ():
+        name, at, revision = ("", "", "") if Path(source).exists() else source.partition("@")
+        if at and not revision:
+            raise InputError(f"{source}: expected a branch, a tag or a commit after the @, got nothing")
+        out.append(Eraser.from_pretrained(name, revision=revision) if at else Eraser.from_pretrained(source))
+    return out
+
+
+def _refuse_unread(model: str | None, flags: str) -> None:
+    """Refuse flags that say how a base model is loaded where none is."""
+    if model is None and flags:
+        raise InputError(f"{flags.strip()}: no base model is loaded here; name it with --model, or leave that out")
 
 
 def _prompts(source: str | None, seeds: int | None) -> list[Prompt]:
@@ -624,6 +648,10 @@ def _sampling(backbone: Backbone, steps: int | None, guidance: float | None) -> 
 
 def _say(message: str) -> None:
     out.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn(message: str) -> None:
+    err.print(f"erasers: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 # ---------------------------------------------------------------- the program
@@ -746,16 +774,21 @@ def main() -> None:
 
 
 def _spares(args: Sequence[str]) -> str:
-    """What makes a command need less memory, most effective first."""
+    """What makes a command need less memory where it runs, most effective first."""
+    import torch
+
+    asked = next((w for a, w in zip(["", *args], [*args, ""], strict=True) if a == "--device"), "")
+    asked = next((a.partition("=")[2] for a in args if a.startswith("--device=")), asked)
+    gpu = torch.cuda.is_available() and asked != "cpu"
     if "erase" in args[:1]:
+        less = ", --offload model or --quantize bnb4" if gpu else " or --quantize ao-int8"
         return (
-            "lower --batch or raise --accumulate, add --gradient-checkpointing, load with --dtype bfloat16, --offload "
-            "model or --quantize bnb4, or take --optimizer adam8bit"
+            "lower --batch or raise --accumulate, add --gradient-checkpointing, load with --dtype bfloat16"
+            f"{less}, or take --optimizer adam8bit"
         )
     fewer = "lower --batch, " if "draw" in args[:1] else ""
-    return (
-        f"{fewer}load with --dtype bfloat16 or --offload model (least: sequential), add --vae-slicing or --vae-tiling"
-    )
+    less = "--offload model (least: sequential)" if gpu else "--quantize ao-int8"
+    return f"{fewer}load with --dtype bfloat16 or {less}, add --vae-slicing or --vae-tiling"
 
 
 def _complain(message: str) -> NoReturn:

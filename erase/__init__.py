@@ -11,7 +11,19 @@ from ._fit import Fit, fit
 from ._hyper import Hyper, written_norms
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
-from ._method import Method, Option, Task, configure, find, methods, name_of, options, settings_of, suited
+from ._method import (
+    Method,
+    Option,
+    Task,
+    configure,
+    find,
+    methods,
+    name_of,
+    options,
+    settings_of,
+    suited,
+    to_preserve,
+)
 from ._needs import Call, Needs, Planned, Sheet, Stage
 from ._overlap import overlap
 from ._payload import Payload
@@ -82,6 +94,7 @@ __all__ = [
     "settings_of",
     "solve",
     "suited",
+    "to_preserve",
     "train",
     "write_folder",
     "write_text",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
 
+from ._base import Opened, flags, on_hub, one_file, opened
 from ._comfy import unread
 
 if TYPE_CHECKING:
@@ -67,11 +67,6 @@ pipe.load_lora_weights("this-folder", weight_name=weights, adapter_name="eraser"
 
 Loading a second LoRA switches this one off until `pipe.set_adapters(["eraser", "the-other"])`."""
 
-BASE = """from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{base}")
-"""
-
 KOHYA = """
 `eraser_kohya.safetensors` holds the same update for ComfyUI and A1111."""
 
@@ -98,28 +93,25 @@ DELTA = """`delta.safetensors` holds new values for some of the weights, which d
 component of it once, for any diffusers app without `erasers`:
 
 ```sh
-erasers export this-folder --to component --model {base} --out erased-{component}
+erasers export this-folder --to component --out erased-{component} \\
+  {flags}
 ```
 
 ```python
-from diffusers import AutoModel, DiffusionPipeline
+{imports}
 
 part = AutoModel.from_pretrained("erased-{component}")
-pipe = DiffusionPipeline.from_pretrained("{base}", {component}=part)
-```"""
+{pipe}```"""
 
 HYPER = """`hypernet/` holds a network that writes a LoRA of its own for each prompt: strong where one asks for an
 erased concept, next to nothing elsewhere. No app loads that by itself. Without `erasers`, by the folder's own
 `pipeline.py` (read it first: it is code):
 
 ```python
-from diffusers import DiffusionPipeline
+{imports}
 
 folder = "this-folder"
-pipe = DiffusionPipeline.from_pretrained(
-    "{base}", custom_pipeline=folder, trust_remote_code=True
-)
-pipe.load_eraser(folder)
+{pipe}pipe.load_eraser(folder)
 ```
 
 For apps that load LoRAs only, one prompt's LoRA can be written to a file. It acts on every prompt then, so what it
@@ -127,7 +119,7 @@ erases and keeps is to be scored anew:
 
 ```sh
 erasers export this-folder --to peft --prompt {name} \\
-  --model {base} --out static.safetensors
+  {flags} --out static.safetensors
 ```"""
 
 FEW = """
@@ -156,18 +148,28 @@ def _plain(recipe: Recipe) -> str:
 def _loading(recipe: Recipe) -> str:
     component = recipe.base["component"]
     if recipe.kind == "delta":
-        return DELTA.replace("{base}", recipe.base["id"]).replace("{component}", component)
+        how = opened(recipe, part="part")
+        imports = how.imports.replace("import ", "import AutoModel, ")
+        return _filled(DELTA, how._replace(imports=imports), component=component, flags=_below(recipe))
     if recipe.kind == "hyper":
-        return HYPER.replace("{base}", recipe.base["id"]).replace("{name}", shlex.quote(recipe.names[0]))
-    made = BASE.format(base=recipe.base["id"]) if _on_hub(recipe) else ""
+        name = shlex.quote(recipe.names[0])
+        return _filled(HYPER, opened(recipe, custom="folder"), name=name, flags=_below(recipe))
+    found = on_hub(recipe.base["id"]) or one_file(recipe.base["id"])
+    made = _filled("{imports}\n\n{pipe}", opened(recipe)) if found else ""
     plain = NO_LOADER if recipe.family.startswith("pixart") else LOADER.replace("{pipe}", made)
     return plain + (KOHYA if component == "unet" else _comfy(recipe))
 
 
-def _on_hub(recipe: Recipe) -> bool:
-    """Whether the base looks like a Hub id."""
-    base = recipe.base["id"]
-    return base.count("/") == 1 and not Path(base).exists()
+def _below(recipe: Recipe) -> str:
+    """The flags that load the base, one a line."""
+    return flags(recipe).replace(" --model-", " \\\n  --model-")
+
+
+def _filled(text: str, how: Opened, **words: str) -> str:
+    """A text with the lines that open the base, and other words, in their places."""
+    for key, value in {"imports": how.imports, "pipe": how.lines, **words}.items():
+        text = text.replace(f"{{{key}}}", value)
+    return text
 
 
 def text(words: object) -> str:
@@ -230,10 +232,11 @@ def card(recipe: Recipe, repo: str | None = None) -> str:
         recipe: its record.
         repo: the Hub id under which it will be found; without one, its folder.
     """
-    base, on_hub = recipe.base["id"], _on_hub(recipe)
+    base = recipe.base["id"]
+    home = on_hub(base)
     data = ModelCardData(
-        base_model=base if on_hub else None,
-        base_model_relation="adapter" if on_hub else None,
+        base_model=home,
+        base_model_relation=home and "adapter",
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=[*TAGS[recipe.kind], "diffusers", "text-to-image", "concept-erasure"],

@@ -116,6 +116,13 @@ class Distil(Finetune):
         if not (self.retain or self.forget):
             raise InputError("retain, forget: with both 0 nothing is learnt; leave one of them out")
 
+    @property
+    def to_preserve(self) -> str:
+        """What would let preserved names have a part: nothing where they have one."""
+        if self.compose or (not self.retain_prompts and (self.retain or self.retain_fake or self.warmup)):
+            return ""
+        return "leave out --retain-prompts" if self.retain_prompts else "add --retain 1"
+
     def passes(self, sheet: Sheet, rows: int) -> tuple[Call, ...]:
         """The generator's, then the fake score's; then teacher and fake score looked through, and the generator's own
         backward pass.

@@ -11,11 +11,12 @@ from typing import Any
 
 from ..pipelines import Backbone, Drawing, check_unfused, components, fingerprint
 from ..prompts import WORLDS, Concept, InputError, World, canvas
+from ._base import told
 from ._delta import Delta
 from ._eraser import Eraser
 from ._hyper import Hyper
 from ._lora import Factors, Lora
-from ._method import Method, Task, configure, name_of, settings_of
+from ._method import Method, Task, configure, name_of, settings_of, to_preserve
 from ._payload import Payload
 from ._recipe import Recipe, library_versions
 from ._train import Loop, Trainer, train
@@ -137,7 +138,8 @@ def _made_from(backbone: Backbone) -> dict[str, str]:
     """What a record says of the base beside its name: revision, commit, variant ...; and how it is quantised, if it is,
     because its fingerprint is that of rounded weights then.
     """
-    return {**({"quantized": backbone.quantized} if backbone.quantized else {}), **backbone.provenance}
+    known = {k: told(v) if k == "config" else v for k, v in backbone.provenance.items()}
+    return {**({"quantized": backbone.quantized} if backbone.quantized else {}), **known}
 
 
 def _refuse_loop(tool: Method, loop: Loop) -> None:
@@ -225,13 +227,13 @@ def erase(
         seed=seed,
         family=backbone.family,
         base={
-            "id": backbone.name,
+            "id": told(backbone.name),
             "component": backbone.component,
             "fingerprint": edited,
             **_made_from(backbone),
         },
         concepts=[{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()} for c in wanted],
-        preserve=[c.name for c in kept],
+        preserve=[] if to_preserve(tool) else [c.name for c in kept],
         targets=sorted(payload.shapes),
         kind=payload.kind,
         training=solved.training,

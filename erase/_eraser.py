@@ -32,6 +32,7 @@ from ..pipelines import (
 )
 from ..prompts import InputError
 from . import _files as files
+from ._base import shared
 from ._card import card
 from ._convert import as_factors
 from ._delta import Delta
@@ -192,7 +193,7 @@ class Eraser:
         if not place.exists():
             raise InputError(f"scores are written into an eraser on this computer: no folder or file {place}")
         eraser = cls.from_pretrained(place)
-        eraser = replace(eraser, recipe=replace(eraser.recipe, scores=dict(scores)))
+        eraser = replace(eraser, recipe=shared(replace(eraser.recipe, scores=dict(scores))))
         try:
             if place.is_dir():
                 eraser._write(place)
@@ -234,22 +235,24 @@ class Eraser:
         verify: Backbone | None = None,
     ) -> str:
         """Upload the folder, verified as in `save_pretrained`, to the Hub and return its address. Its model card names
-        the repository in every line to copy.
+        the repository in every line to copy; of places on this computer it holds the last part of their names only.
 
         Args:
             repo: "owner/name"; made if it is not there.
-            private: whether a new repository is private.
+            private: make a new repository private, and refuse one that is not.
             token: of an account that may write it; by default the one that is logged in.
             revision: a branch, made if it is not there; by default the main one.
             verify: load the written folder back before anything is uploaded.
 
         Raises:
-            InputError: not logged in, no right to write there, or the Hub cannot be reached.
+            InputError: not logged in, no right to write there, a public repository where a private one was asked for,
+                or the Hub cannot be reached.
             VerifyError: see `save_pretrained`.
         """
+        mine = replace(self, recipe=shared(self.recipe))
         with tempfile.TemporaryDirectory() as scratch:
-            folder = self.save_pretrained(Path(scratch) / "eraser", verify=verify)
-            files.write_text(folder / "README.md", card(self.recipe, repo))
+            folder = mine.save_pretrained(Path(scratch) / "eraser", verify=verify)
+            files.write_text(folder / "README.md", card(mine.recipe, repo))
             return push(folder, repo, private=private, token=token, revision=revision)
 
     # ------------------------------------------------------------ use

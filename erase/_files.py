@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..pipelines import PICKLES
-from ..prompts import InputError
+from ..prompts import InputError, usual_mode
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "eraser_kohya.safetensors"
@@ -79,7 +79,7 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, holds: str = CON
     partial = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}-"))
     try:
         fill(partial)
-        partial.chmod(0o755)
+        usual_mode(partial)  # a temporary folder is its owner's alone
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}-old-"))
             target.replace(old / "it")
@@ -109,7 +109,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, dict(header))
     if len(header) > 1:
         _order(partial, list(header))
-    partial.chmod(0o644)  # safetensors writes for the owner's eyes only
+    usual_mode(partial)  # safetensors writes for the owner's eyes only
     os.replace(partial, path)
 
 

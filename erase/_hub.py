@@ -49,18 +49,24 @@ def push(folder: Path, repo: str, *, private: bool, token: str | None, revision:
     Args:
         folder: what to upload.
         repo: "owner/name"; made if it is not there.
-        private: whether a new one is private.
+        private: make a new one private, and refuse one that is not.
         token: of an account that may write it; by default the one that is logged in.
         revision: a branch, made if it is not there; by default the main one.
 
     Raises:
-        InputError: not logged in, no right to write there, or the Hub cannot be reached.
+        InputError: not logged in, no right to write there, a public repository where a private one was asked for, or
+            the Hub cannot be reached.
     """
     if repo.count("/") != 1:
         raise InputError(f"expected a Hub id (owner/name) to push to, got {repo!r}")
     api = HfApi(token=token)
     with clear(repo, revision, verb="push to"):
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, private=private, exist_ok=True)  # of one that is there, `private` is ignored
+        if private and not api.repo_info(repo).private:
+            raise InputError(
+                f"{repo} is on the Hub already and everybody can read it, --private is for a new repository: choose "
+                "another name, make it private on the Hub first, or leave out --private"
+            )
         if revision:
             api.create_branch(repo, branch=revision, exist_ok=True)
         info = api.upload_folder(

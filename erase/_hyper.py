@@ -68,11 +68,11 @@ class Hyper:
         return f"{p.architecture} hypernetwork of {count:,} numbers, writes rank {p.rank} in {len(p.layers)} layers"
 
     def write(self, folder: Path, recipe: Recipe) -> None:
-        (folder / files.HYPER_CONFIG).parent.mkdir()
+        (folder / files.HYPER_CONFIG).parent.mkdir(exist_ok=True)  # there already when scores are recorded
         config = {**asdict(self.plan), "family": self.family, "written": dict(self.about)}
-        (folder / files.HYPER_CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        files.write_text(folder / files.HYPER_CONFIG, json.dumps(config, indent=1))
         files.write_tensors(folder / files.HYPER_FILE, self.network.state_dict(), recipe.header())
-        (folder / "pipeline.py").write_text(pipeline_file(self.family), encoding="utf-8")
+        files.write_text(folder / "pipeline.py", pipeline_file(self.family))
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, Mapping[str, str]]:

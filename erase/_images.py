@@ -46,6 +46,11 @@ class OnImages(Finetune):
             if not getattr(self, name) >= 1:
                 raise InputError(f"{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
 
+    @property
+    def to_preserve(self) -> str:
+        """What would let preserved names have a part: another method."""
+        return "choose uce, salun, or esd with --keep 1"
+
     def passes(self, sheet: Sheet, rows: int) -> tuple[Call, ...]:
         """One pass, which learns."""
         return (Call(rows, learns=self.learns),)

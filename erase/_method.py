@@ -37,7 +37,8 @@ class Method(Protocol):
     """A frozen dataclass whose fields are its hyper-parameters: its flags, its saved recipe, its whole state.
 
     `paper` cites the source; `presets` maps a preset name to the settings that differ from the defaults; every field
-    carries `metadata={"help": ...}` with its unit.
+    carries `metadata={"help": ...}` with its unit. One that does not always read what is preserved has a property
+    `to_preserve`, see the function of that name.
     """
 
     paper: ClassVar[str]
@@ -87,6 +88,13 @@ def name_of(tool: Method) -> str:
     cls = type(tool)
     package, _, module = cls.__module__.rpartition(".")
     return module if package == __package__ else f"{cls.__module__}:{cls.__name__}"
+
+
+def to_preserve(tool: Method) -> str:
+    """What would let preserved names have a part in a method's run, such as "add --keep 1"; "" where they have one, and
+    of a method that does not say.
+    """
+    return str(getattr(tool, "to_preserve", ""))
 
 
 def settings_of(tool: Method) -> dict[str, Any]:

@@ -69,6 +69,13 @@ class Relabel(OnImages):
         if not 0 <= self.early <= 1:
             raise InputError(f"early: expected a number from 0 to 1, got {self.early}")
 
+    @property
+    def to_preserve(self) -> str:
+        """What would let preserved names have a part: nothing where they have one."""
+        if (self.alpha and not self.retain_images) or (self.compose and not self.forget_images):
+            return ""
+        return "leave out --retain-images" if self.alpha else "add --alpha 1"
+
     def passes(self, sheet: Sheet, rows: int) -> tuple[Call, ...]:
         """The anchor's prediction, the base's on retain images, and a pass that learns on both."""
         learn = Call(2 * rows if self.alpha else rows, learns=self.learns)

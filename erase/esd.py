@@ -88,6 +88,11 @@ class ESD(Finetune):
                 got = getattr(self, name)
                 raise InputError(f"{name.replace('_', '-')}: expected a number of at least {least}, got {got}")
 
+    @property
+    def to_preserve(self) -> str:
+        """What would let preserved names have a part: nothing where they have one."""
+        return "" if self.keep or (self.compose and self.from_ is None) else "add --keep 1"
+
     def run(self, backbone: Backbone, task: Task) -> Trainer:
         """What trains the student."""
         return Trainer(self, backbone, task)

@@ -99,6 +99,11 @@ class UCE:
         if not self.contexts >= 1:
             raise InputError(f"contexts: expected at least 1 sentence, got {self.contexts}")
 
+    @property
+    def to_preserve(self) -> str:
+        """What would let preserved names have a part: nothing where they have one."""
+        return "" if self.preserve_scale else "add --preserve-scale 1"
+
     @torch.no_grad()
     def run(self, backbone: Backbone, task: Task) -> Factors:
         """A LoRA on every "text-in" Linear, exact up to float32 rounding."""

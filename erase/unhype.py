@@ -150,6 +150,13 @@ class UnHype:
         if self.objective == "trajectory" and self.ends:
             raise InputError("ends: at the end of virtual time no step is left to imitate; use it with direct or both")
 
+    @property
+    def to_preserve(self) -> str:
+        """What would let preserved names have a part: nothing where they have one."""
+        if self.compose or (self.retain and self.retain_times):
+            return ""
+        return "add --retain-times 1" if self.retain else "add --retain 1"
+
     def run(self, backbone: Backbone, task: Task) -> Training:
         """What trains the hypernetwork."""
         return Training(self, backbone, task)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..prompts import InputError
+from ..prompts import InputError, usual_mode
 from ._fingerprint import ROUNDED, SAME, distance
 
 KEY = "erasers_embeddings"
@@ -60,6 +60,7 @@ class Embeddings:
             target.parent.mkdir(parents=True, exist_ok=True)
             tensors = {f"{k}.{name}": tensor for k, row in rows for name, tensor in row.items()}
             save_file(tensors, partial, {KEY: json.dumps(header)})
+            usual_mode(partial)
             os.replace(partial, target)
         except (OSError, SafetensorError) as error:
             if partial.exists():

@@ -2,6 +2,7 @@
 
 from . import canvas, unlearncanvas
 from ._errors import InputError, first_line, out_of_memory, unknown
+from ._files import usual_mode
 from .concept import Concept, Kind
 from .prompt import SEEDS, Prompt
 from .sets import SETS, canvas_grid, canvas_plan, load, paraphrase, save
@@ -33,5 +34,6 @@ __all__ = [
     "save",
     "unknown",
     "unlearncanvas",
+    "usual_mode",
     "world",
 ]

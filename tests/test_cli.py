@@ -63,10 +63,12 @@ def test_erase_writes_an_eraser_and_says_what_next(tmp_path):
 
 def test_default_folder_anchor_preserve_and_preset(tmp_path):
     args = ("erase", "moon", "--anchor", "cat", "--preserve", "star, ink", "--preset", "paper")
-    assert run(*args, cwd=tmp_path)[0] == 0
+    code, _, err = run(*args, cwd=tmp_path)
+    assert code == 0
     record = json.loads((tmp_path / "eraser-moon-uce/eraser_config.json").read_text())
     assert record["concepts"][0]["anchor"] == "cat"
     assert record["preserve"] == ["star", "ink"]
+    assert "--preserve" not in err
     assert record["settings"]["contexts"] == 1
 
 
@@ -79,6 +81,23 @@ def test_folder_as_model(tmp_path):
     tiny.sd().save_pretrained(tmp_path / "m")
     assert run("erase", "a cat", "--model", tmp_path / "m", "--out", tmp_path / "e", "--tokens", "subject")[0] == 0
     assert json.loads((tmp_path / "e/eraser_config.json").read_text())["concepts"][0]["anchor"] == ""
+
+
+def test_the_next_command_can_be_copied(tmp_path):
+    """Whatever is in the names, and as the model was loaded."""
+    tiny.sd().save_pretrained(tmp_path / "my model")
+    few = shlex.split("--method gradient_ascent --steps 1 --batch 1 --images 1 --sampler-steps 1 --checkpoint-every 0")
+    flags = shlex.split("--dtype float32 --device cpu --vae-slicing")
+    args = ("erase", "a cat", "--model", "my model", *few, *flags, "--preserve", "dog", "--out", "it's gone")
+    code, said, err = run(*args, cwd=tmp_path)
+    assert code == 0
+    words = shlex.split(said.partition("next: ")[2])
+    assert words == ["erasers", "grid", "--model", "my model", *flags, "--eraser", "it's gone", "--out", "grid.png"]
+    assert err.splitlines()[-1] == (
+        "erasers: --preserve changed nothing: gradient_ascent with these settings reads no preserved names; "
+        "choose uce, salun, or esd with --keep 1"
+    )
+    assert json.loads((tmp_path / "it's gone/eraser_config.json").read_text())["preserve"] == []
 
 
 def test_draw_and_grid(eraser, tmp_path):
@@ -218,6 +237,17 @@ BAD = {
     "export to nowhere": (["export", "E", "--to", "koya", "--out", "x.safetensors"], "did you mean 'kohya'"),
     "pickle": (["inspect", "evil.bin"], "is a pickle"),
     "truncated": (["inspect", "cut.safetensors"], "no whole safetensors file"),
+    "quantised for nothing": (
+        ["export", "E", "--to", "peft", "--out", "x.safetensors", "--quantize", "ao-int8"],
+        "--quantize ao-int8: no base model is loaded here; name it with --model",
+    ),
+    "a device for nothing": (
+        ["push", "E", "me/e", "--dtype", "float16", "--device", "cpu", "--vae-slicing"],
+        "--dtype float16 --device cpu --vae-slicing: no base model is loaded here",
+    ),
+    "no such flag": (["push", "E", "me/e", "--no-private"], "--no-private"),
+    "no revision": (["grid", "--eraser", "you/x@", "--out", "g.png"], "expected a branch, a tag or a commit after"),
+    "a revision": (["grid", "--eraser", "you/x@v2", "--out", "g.png"], "cannot fetch you/x: no folder or file here"),
     "unknown list": (["list", "model"], "did you mean 'models'"),
     "unknown dtype": (["erase", "moon", "--dtype", "fp16"], "did you mean 'float16'"),
     "too large a seed": (["erase", "moon", "--seed", str(10**20)], "--seed"),

@@ -1,6 +1,8 @@
 """The artefact: its files, what loads them, and what it refuses."""
 
 import json
+import os
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -464,3 +466,15 @@ def test_describe(saved, tmp_path):
         {"unet.x.lora_A.weight": torch.ones(1, 2), "unet.x.lora_B.weight": torch.ones(3, 1)}, tmp_path / "l.safetensors"
     )
     assert "not erasers" in describe(tmp_path / "l.safetensors")["made by"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_that_any_new_file_has(saved, tmp_path, mask):
+    """Weights are as open as the record beside them, and so are the folders."""
+    old = os.umask(mask)
+    try:
+        folder = saved[1].save_pretrained(tmp_path / "again")
+    finally:
+        os.umask(old)
+    for path in (folder, *folder.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~mask, path.name

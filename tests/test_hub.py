@@ -20,6 +20,7 @@ LORA, HYPER = plain.HERE / "lora-sd3", plain.HERE / "hyper-sd"
 # What a user does, step by step; each ends in a line of JSON: what came of it, or the one line that was said.
 STEPS = f"""
 import json, sys
+from dataclasses import replace
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 from golden import plain
@@ -71,6 +72,11 @@ step("branch fetched", lambda: same(get("me/no-moon", revision="v2", token="hf_r
 step("main still", lambda: same(get("me/no-moon", token="hf_reader"), lora))
 step("no revision", lambda: same(get("me/no-moon", revision="v9", token="hf_reader"), lora))
 step("delta pushed", lambda: delta.push_to_hub("me/delta", token="hf_writer"))
+base = {{**delta.recipe.base, "id": "/home/me/secret/models/x", "config": "/home/me/secret/config"}}
+old = replace(delta, recipe=replace(delta.recipe, base=base))  # as records once were
+step("paths pushed", lambda: old.push_to_hub("me/old", token="hf_writer"))
+step("private, but public", lambda: delta.push_to_hub("me/delta", private=True, token="hf_writer"))
+step("private as it is", lambda: push("me/no-moon", private=True, token="hf_writer"))
 step("delta fetched", lambda: get("me/delta").recipe == delta.recipe)
 step("nothing", lambda: get("me/nothing"))
 step("gated", lambda: get("me/gated"))
@@ -140,6 +146,20 @@ def test_what_is_fetched_is_what_was_pushed(told):
     assert steps["plain diffusers"] < plain.TOLERANCE, "load_lora_weights of the Hub id, without this package"
 
 
+def test_no_place_on_this_computer_is_pushed(told):
+    repo = told[0].repos["me/old"]
+    files = repo.commits[repo.at("main")]
+    assert json.loads(files["eraser_config.json"])["base"]["id"] == "x"
+    assert b"delta.safetensors" in files["README.md"]
+    assert not [n for n, data in files.items() if b"secret" in data]
+
+
+def test_private_is_never_public(told):
+    hub, steps = told
+    assert len(hub.repos["me/delta"].commits) == 2, "that of the new repository, and the public push"
+    assert steps["private as it is"].startswith(f"{hub.address}/me/no-moon/commit/")
+
+
 @pytest.mark.parametrize(
     ("step", "words"),
     [
@@ -164,6 +184,7 @@ def test_what_is_fetched_is_what_was_pushed(told):
         ("no revision", "me/no-moon has no revision 'v9': name a branch, a tag or a commit"),
         ("pickled", "no such file"),
         ("base model", "me/base on the Hub is no eraser: expected eraser_config.json in it"),
+        ("private, but public", "me/delta is on the Hub already and everybody can read it, --private is for a new"),
         ("no id", "expected a Hub id (owner/name) to push to, got 'just-a-name'"),
         ("odd id", "'me/no moon' is no Hub id (owner/name)"),
     ],

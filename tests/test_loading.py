@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from test_cli import run
 
 import tiny
+from erasers.app import cli
 from erasers.app._loading import FLAGS
 from erasers.erase import Eraser, Loop, _train, erase
 from erasers.eval import Cells, Gallery, Plan, _benchmark
@@ -78,7 +79,7 @@ class TestSingleFile:
         assert not [n for n in want if not torch.equal(want[n], have[n])]
         assert np.array_equal(drawn(backbone), drawn(wrap(pipe)))
         assert backbone.provenance == {"config": str(config)}
-        assert erase("moon", backbone, preserve=["star"]).recipe.base["config"] == str(config)
+        assert erase("moon", backbone, preserve=["star"]).recipe.base["config"] == "config", "its name, no path"
 
     @pytest.mark.parametrize(("family", "part"), [("sd", "unet"), ("sd3", "transformer"), ("flux", "transformer")])
     def test_a_denoiser_alone_takes_the_rest_from_its_pipeline(self, family, part, tmp_path):
@@ -670,12 +671,26 @@ class TestCommands:
         assert "Traceback" not in err
         assert line.startswith("erasers: out of memory")
         flags = {
-            "erase": ("--batch", "--accumulate", "--gradient-checkpointing", "--dtype", "--offload", "--quantize",
-                      "--optimizer adam8bit"),
-            "draw": ("--batch", "--dtype", "--offload", "--vae-slicing", "--vae-tiling"),
-        }  # fmt: skip
+            "erase": ("--batch", "--accumulate", "--gradient-checkpointing", "--dtype", "--optimizer adam8bit"),
+            "draw": ("--batch", "--dtype", "--vae-slicing", "--vae-tiling"),
+        }
         for flag in flags[command]:
             assert flag in line
+
+    @pytest.mark.parametrize("command", ["erase", "draw"])
+    @pytest.mark.parametrize(("there", "asked"), [(False, []), (True, ["--device", "cpu"]), (True, ["--device=cpu"])])
+    def test_what_spares_memory_where_it_runs(self, command, there, asked, monkeypatch):
+        """On a CPU --offload and bitsandbytes are refused."""
+        monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+        here = cli._spares([command, "moon", *asked])
+        assert "--quantize ao-int8" in here
+        assert "--offload" not in here
+        assert "bnb" not in here
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        for words in ([], ["--device", "cuda:1"]):
+            there = cli._spares([command, "moon", *words])
+            assert "--offload model" in there
+            assert ("--quantize bnb4" in there) == (command == "erase")
 
     def test_what_counts_as_memory(self):
         for error in (
@@ -698,4 +713,4 @@ class TestCommands:
                 patch.setattr(f"erasers.pipelines._load.{place}", hungry)
                 code, _, err = run("erase", "moon", "--out", tmp_path / "e")
                 assert code == 2
-                assert "--offload model" in err
+                assert "--quantize" in err

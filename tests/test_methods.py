@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
 from families import EVERY, build
 
-from erasers.erase import CHECKS, configure, erase, find, methods
+from erasers.erase import CHECKS, configure, erase, find, methods, to_preserve
 from erasers.pipelines import load, wrap
 from erasers.prompts import Concept, InputError
 
@@ -218,6 +218,35 @@ def test_random_has_the_norm_of_what_it_imitates_and_nothing_else(sd):
             assert abs(cosine) < 0.2
     with pytest.raises(InputError, match="rank: expected at least 1, got 0"):
         configure("random", "sd", {"rank": 0})
+
+
+SHORT = {"steps": 3, "batch": 4, "sampler_steps": 1, "lr": 1e-2}
+ON_IMAGES = {**SHORT, "images": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "reads"),
+    [
+        ("uce", {}, True),
+        ("uce", {"preserve_scale": 0.0}, False),
+        ("esd", SHORT, False),
+        ("esd", {**SHORT, "keep": 1.0}, True),
+        ("concept_ablation", ON_IMAGES, False),
+        ("gradient_ascent", ON_IMAGES, False),
+        ("anchor_finetune", ON_IMAGES, False),
+        ("salun", {**ON_IMAGES, "dense": False, "alpha": 0.0}, False),
+        ("salun", {**ON_IMAGES, "dense": False, "alpha": 1.0}, True),
+    ],
+)
+def test_a_method_says_whether_preserved_names_count(sd, method, settings, reads):
+    """What comes out with them and without differs, or does not; and an eraser records none that did not count."""
+    tool = configure(method, "sd", settings)
+    made = [erase("a cat", sd, method=tool, preserve=names) for names in ([], ["dog", "tree"])]
+    assert (to_preserve(tool) == "") == reads
+    assert made[1].recipe.preserve == (["dog", "tree"] if reads else [])
+    one, two = (e.payload.factors for e in made)
+    far = max(float((b @ a - two[n][1] @ two[n][0]).norm() / (b @ a).norm()) for n, (a, b) in one.items())
+    assert (far > 1e-3) == reads, far
 
 
 class TestErase:
