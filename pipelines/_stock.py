@@ -470,7 +470,7 @@ class StockBackbone:
     @property
     def recomputes(self) -> bool:
         net: Any = self.denoiser
-        return net.config.get("force_inference_output") is not False  # HiDream's: its code for training is another
+        return net.config.get("force_inference_output") is not False  # HiDream answers otherwise in training mode
 
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
