@@ -327,5 +327,5 @@ def asked(
 
 
 def trained(tool: Method) -> bool:
-    """Whether a method is trained step by step; else it is a closed form."""
+    """Whether a method is trained step by step, which its settings count; else it is a closed form."""
     return hasattr(tool, "steps")

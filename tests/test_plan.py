@@ -233,14 +233,14 @@ def test_weights_are_counted_as_they_are_loaded(dtype, tmp_path):
     ids=lambda v: v if isinstance(v, str) else "-".join(v),
 )
 def test_what_is_written_is_what_was_planned(method, more, small, planner, tmp_path):
-    """Numbers that learn exactly, files within a few hundred bytes of their headers."""
+    """Numbers that learn exactly, files within 1 % or 4 KB: the record in their headers is guessed."""
     tool = short(method, **more)
     e = planner.estimate(asked(planner, "moon", method=tool, preserve=["star"], loop=None, machine=CPU))
     eraser = erase("moon", wrap(small[1], "small"), method=tool, preserve=["star"])
     place = eraser.save_pretrained(tmp_path / "e")
     written = {str(p.relative_to(place)): p.stat().st_size for p in place.rglob("*.safetensors")}
     for name, size in written.items():
-        assert e.files[name] == pytest.approx(size, rel=0.01, abs=2500), name
+        assert e.files[name] == pytest.approx(size, rel=0.01, abs=4096), name
     if method == "esd" and not more:
         assert e.learns == sum(a.numel() + b.numel() for a, b in eraser.payload.factors.values())
     if "dense" in more:
