@@ -131,6 +131,8 @@ def _remember(said: dict[str, Any], settings: dict[str, Any]) -> None:
     if target.suffix != ".safetensors":
         raise InputError(f"--out: expected a file name ending in .safetensors, got {str(target)!r}")
     check_target(target, said["force"])
+    if said["embeddings"] is not None:
+        raise InputError("--embeddings: that is what is made here; leave it out, or erase with it")
     also = [p.text for p in _prompts(said["prompts"], None)] if said["prompts"] is not None else []
     backbone = _load(said["model"], said["dtype"], said["device"], reading)
     preset = suited(said["method"], said["preset"] or backbone.preset, backbone.family)
