@@ -50,6 +50,10 @@ DtypeOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, ... Default: a GPU where there is one.")
 ]
+EmbeddingsOption = Annotated[
+    Path | None,
+    typer.Option("--embeddings", help="Prompts that `erasers remember` has encoded: no text encoder is loaded."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists already.")]
 StepsOption = Annotated[int | None, typer.Option(help="Sampler steps. Default: what suits the model.", min=1, max=1000)]
@@ -90,6 +94,7 @@ def erase(
     force: ForceOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    embeddings: EmbeddingsOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.", rich_help_panel=LOOP)
     ] = False,
@@ -171,7 +176,7 @@ def erase(
         optimizer=optimizer,  # type: ignore[arg-type]
         divergence=divergence,
     )
-    backbone = _load(model, dtype, device, reading)
+    backbone = _load(model, dtype, device, reading, embeddings)
     tool = configure(method, suited(method, preset or backbone.preset, backbone.family), given)
     kept = None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()]
     with Cost() as cost:
@@ -230,6 +235,7 @@ def draw(
     force: ForceOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    embeddings: EmbeddingsOption = None,
     *,
     reading: Mapping[str, Any],
 ) -> None:
@@ -245,7 +251,7 @@ def draw(
     if eraser and control:
         sides = {"original": out_folder / "original", **sides}
     loaded = _erasers(eraser)
-    backbone = _load(model, dtype, device, reading)
+    backbone = _load(model, dtype, device, reading, embeddings)
     given = {"steps": steps, "guidance": guidance, "sampler": sampler, "batch": batch, "noise": noise}
     how = _chosen(backbone, place, given)
     for one in loaded:
@@ -602,12 +608,14 @@ def _list_prompts() -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- shared steps
 
 
-def _load(model: str, dtype: str | None, device: str | None, reading: Mapping[str, Any]) -> Backbone:
+def _load(
+    model: str, dtype: str | None, device: str | None, reading: Mapping[str, Any], embeddings: Path | None = None
+) -> Backbone:
     from ..pipelines import load
 
     wanted = loading(reading)
     with err.status(f"loading {model}"):
-        return load(model, dtype=dtype, device=device, how=wanted)
+        return load(model, dtype=dtype, device=device, how=wanted, embeddings=embeddings)
 
 
 def _erasers(sources: list[str] | None) -> list[Eraser]:
@@ -688,7 +696,7 @@ def _with_method_flags(args: list[str], verb: Callable[..., None]) -> Callable[.
 
 
 def build(args: list[str]) -> typer.Typer:
-    """The program for these arguments; only `erase` and `plan` look at them, for their method's flags."""
+    """The program for these arguments; only `erase` and its like look at them, for their method's flags."""
     from . import answers, compare
     from . import plan as planning
 
@@ -700,7 +708,8 @@ def build(args: list[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     wants = next((a for a in args if not a.startswith("-")), None)
-    for name, verb in (("erase", erase), ("plan", planning.plan_like(erase))):
+    like = {"erase": erase, "plan": planning.plan_like(erase), "remember": planning.remember_like(erase)}
+    for name, verb in like.items():
         app.command(name)(_with_method_flags(args, verb) if wants == name else _plain(verb))
     for name, command in (
         ("draw", draw),

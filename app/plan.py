@@ -1,4 +1,4 @@
-"""`erasers plan`: what `erasers erase` with the same flags would take."""
+"""`erasers plan`: what `erasers erase` with the same flags would take; `erasers remember`: its prompts, encoded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..prompts import InputError
-from ._loading import FLAGS
+from ._loading import FLAGS, loading
 
 if TYPE_CHECKING:
     from ..erase import Estimate, Fit
+    from ..pipelines import Backbone
+    from ..prompts import Concept
 
 PANEL = "The machine"
 
@@ -28,73 +30,143 @@ def _flags(
         float | None,
         typer.Option(help="Operations a second, such as 4e13. Default: measured.", rich_help_panel=PANEL),
     ] = None,
-    remembered: Annotated[
-        bool,
-        typer.Option("--remembered", help="Prompts are remembered; no text encoder is loaded.", rich_help_panel=PANEL),
-    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None: ...
+
+
+def _file(
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="File to write, ending in .safetensors.")] = Path(
+        "prompts.safetensors"
+    ),
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", "-p", help="Encode a named set or a CSV too, for `draw --embeddings`."),
+    ] = None,
 ) -> None: ...
 
 
 def plan_like(erase: Callable[..., None]) -> Callable[..., None]:
     """The command `plan`, which takes every flag that `erase` takes, and those of the machine."""
-
-    def plan(**values: Any) -> None:  # noqa: ANN401
+    return _like(
+        erase,
+        _flags,
+        _plan,
         """Say what erasing would take before anything heavy is loaded: memory, time and bytes from the model's configs
         alone, and the flags that would make it fit. The flags are those of `erase`: change that one word.
-        """
-        _plan({n: values.pop(n, None) for n in known}, values)
+        """,
+    )
+
+
+def remember_like(erase: Callable[..., None]) -> Callable[..., None]:
+    """The command `remember`, which takes every flag that `erase` takes."""
+    return _like(
+        erase,
+        _file,
+        _remember,
+        """Encode every prompt that erasing would, into one file: `erase --embeddings FILE` then loads no text encoder.
+        The flags are those of `erase`: change that one word. The whole model is loaded, if need be with --device cpu.
+        """,
+    )
+
+
+def _like(erase: Callable[..., None], own: Callable[..., None], act: Callable[..., None], about: str) -> Any:  # noqa: ANN401
+    """A command with the flags of `erase` and of `own`, which come in the place of those of the same name."""
+
+    def command(**values: Any) -> None:  # noqa: ANN401
+        act({n: values.pop(n, None) for n in known}, values)
 
     theirs = inspect.signature(erase, eval_str=True).parameters
-    known = [n for n, p in theirs.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    own = inspect.signature(_flags, eval_str=True).parameters.values()
+    mine = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for p in inspect.signature(own, eval_str=True).parameters.values()
+    ]
+    known = [p.name for p in mine]
     rest = [p for p in theirs.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
-    given = [theirs[n].replace(kind=inspect.Parameter.KEYWORD_ONLY) for n in known]
-    mine = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    plan.__signature__ = inspect.Signature([*given, *mine, *rest])  # type: ignore[attr-defined]
-    known += [p.name for p in mine]
-    return plan
+    given = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for n, p in theirs.items() if n not in known and p not in rest
+    ]
+    command.__signature__ = inspect.Signature([*given, *mine, *rest])  # type: ignore[attr-defined]
+    command.__doc__ = about
+    known += [p.name for p in given]
+    return command
 
 
 def _plan(said: dict[str, Any], settings: dict[str, Any]) -> None:
     from dataclasses import fields
 
     from ..erase import Loop, Machine, Planner, asked, configure, fit, parse_bytes, suited
-    from ..erase import concept as known
 
     reading = {n: said.pop(f"loading_{n}") for n in FLAGS}
     for name, flag in FLAGS.items():
         if name not in ("variant", "revision", "config") and reading[name] != flag.default:
             raise InputError(f"{flag.name}: what it saves is not counted; plan without it, for what it is at most")
-    names = [n for n in said["concepts"] or [] if n.strip()]
-    if not names:
-        raise InputError("no concept given: name what to erase, for example `erasers plan moon`")
-    given = {k: v for k, v in settings.items() if v is not None}
-    configure(said["method"], said["preset"] or "paper", given)  # refuse a bad setting first
+    given = _settings(said, settings)
     memory = None if said["memory"] is None else parse_bytes(said["memory"])
-    machine = Machine(said["device"], said["dtype"], memory, said["flops"], said["remembered"])
+    # the file of prompts need not be there yet
+    machine = Machine(said["device"], said["dtype"], memory, said["flops"], said["embeddings"] is not None)
     has = {f.name for f in fields(Loop)}
     how: dict[str, Any] = {k: tuple(v or ()) if k in ("validate", "track") else v for k, v in said.items() if k in has}
     loop = Loop(work=Path("training"), **how)
-    planner = Planner(reading["config"] or said["model"])  # a single file's pipeline tells enough
+    planner = Planner(said["model"], how=loading(reading))
     backbone = planner.blueprint(machine)
     preset = suited(said["method"], said["preset"] or backbone.preset, backbone.family)
-    ask = asked(
-        planner,
-        [known(n, backbone, said["anchor"]) for n in names],
-        method=configure(said["method"], preset, given),
-        preserve=None if said["preserve"] is None else [p.strip() for p in said["preserve"].split(",") if p.strip()],
-        loop=loop,
-        machine=machine,
-    )
+    tool, concepts = configure(said["method"], preset, given), _concepts(said, backbone)
+    ask = asked(planner, concepts, method=tool, preserve=_preserve(said), loop=loop, machine=machine)
     estimate, room = planner.estimate(ask), machine.room()
     found = None if room is None or estimate.fits(room) else fit(planner, ask, room)
     if said["as_json"]:
         print(json.dumps(_json(estimate, room, found), indent=1, ensure_ascii=False))
     else:
-        _show(", ".join(names), estimate, room, found)
+        _show(", ".join(_names(said)), estimate, room, found)
     if found is not None and not found.fits:
         raise typer.Exit(1)
+
+
+def _remember(said: dict[str, Any], settings: dict[str, Any]) -> None:
+    from ..erase import check_target, configure, remember, suited
+    from .cli import _load, _prompts, _say
+
+    reading = {n: said.pop(f"loading_{n}") for n in FLAGS}
+    target, given = said["out_folder"], _settings(said, settings)
+    if target.suffix != ".safetensors":
+        raise InputError(f"--out: expected a file name ending in .safetensors, got {str(target)!r}")
+    check_target(target, said["force"])
+    if said["embeddings"] is not None:
+        raise InputError("--embeddings: that is what is made here; leave it out, or erase with it")
+    also = [p.text for p in _prompts(said["prompts"], None)] if said["prompts"] is not None else []
+    backbone = _load(said["model"], said["dtype"], said["device"], reading)
+    preset = suited(said["method"], said["preset"] or backbone.preset, backbone.family)
+    tool, concepts = configure(said["method"], preset, given), _concepts(said, backbone)
+    also += said["validate"] or []
+    made = remember(concepts, backbone, method=tool, preserve=_preserve(said), also=also)
+    _say(f"{len(made.states)} prompts of {backbone.name} in {made.save(target)}: add --embeddings {target}")
+
+
+def _names(said: dict[str, Any]) -> list[str]:
+    names = [n for n in said["concepts"] or [] if n.strip()]
+    if not names:
+        raise InputError("no concept given: name what to erase, for example moon")
+    return names
+
+
+def _settings(said: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The method's settings that were given; what is bad among them is refused before anything else is done."""
+    from ..erase import configure
+
+    _names(said)
+    given = {k: v for k, v in settings.items() if v is not None}
+    configure(said["method"], said["preset"] or "paper", given)
+    return given
+
+
+def _concepts(said: dict[str, Any], backbone: Backbone) -> list[Concept]:
+    from ..erase import concept
+
+    return [concept(n, backbone, said["anchor"]) for n in _names(said)]
+
+
+def _preserve(said: dict[str, Any]) -> list[str] | None:
+    return None if said["preserve"] is None else [p.strip() for p in said["preserve"].split(",") if p.strip()]
 
 
 def _json(estimate: Estimate, room: int | None, found: Fit | None) -> dict[str, Any]:
@@ -102,7 +174,13 @@ def _json(estimate: Estimate, room: int | None, found: Fit | None) -> dict[str, 
     out["fits"] = None if room is None else estimate.fits(room)
     if found is not None:
         out["to fit"] = {"flags": list(found.words), "fits": found.fits, "estimate": found.estimate.to_json()}
+        out["not counted"] = uncounted(estimate)
     return out
+
+
+def uncounted(e: Estimate) -> list[str]:
+    """What may save memory beside the flags that a plan tries: docs/loading.md says what each excludes."""
+    return ["--quantize ao-int8"] if e.device.startswith("cpu") else ["--offload model", "--quantize bnb4"]
 
 
 def _show(names: str, e: Estimate, room: int | None, found: Fit | None) -> None:
@@ -134,11 +212,14 @@ def _show(names: str, e: Estimate, room: int | None, found: Fit | None) -> None:
         _say(f"it fits into {amount(room)}")
     elif found.fits:
         _say(f"it does not fit into {amount(room)}; add {' '.join(found.words)}: {amount(found.estimate.memory)}")
+        if "--embeddings FILE" in found.words:
+            _say("FILE is what `erasers remember` writes, with the flags of this command")
     else:
         heavy = amount(sum(found.estimate.weights.values()))
         with_all = f" with {' '.join(found.words)}" if found.words else ""
         least = f"{amount(found.estimate.memory)}{with_all}, {heavy} of it weights"
-        _say(f"it does not fit into {amount(room)}, and nothing known makes it: {least}")
+        _say(f"it does not fit into {amount(room)}, and nothing that is counted makes it: {least}")
+        _say(f"not counted: {', '.join(uncounted(e))} (docs/loading.md says what each excludes)")
 
 
 def amount(size: int) -> str:

@@ -6,7 +6,8 @@ save, load and one drawn step, each in a process of its own.
     python bench/plan_check.py --only small-sd: --table   # print what is there, beside the estimates
 
 Rows are added to `--out` one by one, and those that are there are not made again (`--again` makes them anew). The
-weights lie in `--folder` and are made when first needed; `--clean` removes those of a shape after its last row.
+weights lie in `--folder` and are made when first needed; `--clean` removes those of a shape after its last row,
+whether that was measured now or was there, was left out or failed.
 Estimates never see them: they come from a folder that holds configs only.
 """
 
@@ -229,6 +230,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def clean(folder: Path, name: str) -> None:
+    """Remove a shape's weights, if they are there."""
+    if CASES[name].shape:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def main() -> None:
     """Measure what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -263,7 +270,9 @@ def main() -> None:
         planners = {
             n: Planner(configs(CASES[n], Path(bare) / n) if CASES[n].shape else n) for n in dict.fromkeys(names)
         }
-        for name, how in wanted:
+        for k, (name, how) in enumerate(wanted):
+            if args.clean and k and wanted[k - 1][0] != name:
+                clean(args.folder, wanted[k - 1][0])
             there = [r for r in rows if (r["shape"], r["method"]) == (name, how)]
             if args.table or (there and not args.again):
                 for row in there[-1:]:
@@ -290,8 +299,8 @@ def main() -> None:
             with args.out.open("a") as f:
                 f.write(json.dumps(row) + "\n")
             print(table([row]).splitlines()[-1], flush=True)
-            if args.clean and CASES[name].shape and (name, how) == [w for w in wanted if w[0] == name][-1]:
-                shutil.rmtree(args.folder / name)
+        if args.clean and wanted:
+            clean(args.folder, wanted[-1][0])
     print(table(shown))
 
 

@@ -11,6 +11,7 @@ from ._fit import Fit, fit
 from ._hyper import Hyper, written_norms
 from ._inspect import coverage, describe
 from ._lora import Factors, Lora
+from ._machine import Machine, parse_bytes
 from ._method import (
     Method,
     Option,
@@ -29,8 +30,9 @@ from ._overlap import overlap
 from ._payload import Payload
 from ._pictures import KINDS as PICTURE_KINDS
 from ._pictures import Filed, filed
-from ._plan import Ask, Estimate, Machine, Planner, asked, parse_bytes, plan
+from ._plan import Ask, Estimate, Planner, asked, plan
 from ._recipe import Recipe
+from ._remember import remember
 from ._saliency import Mask
 from ._student import Student
 from ._train import Diverged, Loop, Session, Trainer, checkpoints, main_process, train
@@ -91,6 +93,7 @@ __all__ = [
     "parse_bytes",
     "pick",
     "plan",
+    "remember",
     "settings_of",
     "solve",
     "suited",

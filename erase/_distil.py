@@ -20,7 +20,7 @@ from ._delta import Delta
 from ._finetune import Finetune, everyday, flat, pick, relabelled, together, unnamed
 from ._lora import Factors, Lora
 from ._method import Task
-from ._needs import NUMBER, ROOTS, Call, Needs, Sheet, Stage, adam_bytes, delta_files, lora_files, saves
+from ._needs import NUMBER, Call, Needs, Sheet, Stage, adam_bytes, delta_files, lora_files, roots, saves
 from ._scores import Asked, View, fake_score_loss, onward, predict, sid_loss, through
 from ._student import Student, check_dense
 from ._train import KEPT, Diverged, Session, optimiser_state, restore_optimiser
@@ -157,7 +157,7 @@ class Distil(Finetune):
         held = {"prompts": sheet.encoded(prompts), "students": 2 * NUMBER * n}
         held |= {"average": NUMBER * n} if self.ema else {}
         held |= {k: v for b in before for k, v in b.held.items()}
-        adam = adam_bytes(sheet.loop) * n
+        adam = adam_bytes(sheet.loop, [math.prod(s) for s in shapes.values()])
         moments, gradients = {"moments": 2 * adam}, {"gradients": NUMBER * n}
         part = adam if self.steps == 1 else 2 * adam  # the generator's come after its first pass
         learning = {**held, "moments": part, **({} if sheet.whole else gradients)}
@@ -168,7 +168,7 @@ class Distil(Finetune):
             stages.append(Stage("warm-up", (warm,), learning, repeats=self.warmup, again=not sheet.whole))
         stages.append(Stage("step", calls, learning, repeats=self.steps, again=not sheet.whole))
         update = {**held, **moments, **gradients}
-        stages.append(Stage("update", (), update, device={ROOTS: NUMBER * n}, repeats=2 * steps))
+        stages.append(Stage("update", (), update, device=roots(sheet.loop, NUMBER * n), repeats=2 * steps))
         if kept := saves(sheet.loop, steps):
             copy = {"copy for the checkpoint": NUMBER * n * (7 if self.ema else 6)}
             stages.append(Stage("checkpoint", (), {**held, **moments}, copy, repeats=kept))

@@ -111,7 +111,7 @@ def _solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None) -
                 f"which it lacks {lacks}"
             )
         if loop is not None:
-            _refuse_loop(tool, loop)
+            check_loop(tool, loop)
         return _Solution(result)
     loop = loop or Loop(checkpoint_every=0)
     if loop.validate_every and not loop.validate:
@@ -142,8 +142,12 @@ def _made_from(backbone: Backbone) -> dict[str, str]:
     return {**({"quantized": backbone.quantized} if backbone.quantized else {}), **known}
 
 
-def _refuse_loop(tool: Method, loop: Loop) -> None:
-    """A closed form has no steps for a loop to run: say so where one was asked for."""
+def check_loop(tool: Method, loop: Loop) -> None:
+    """A closed form has no steps for a loop to run.
+
+    Raises:
+        InputError: one was asked for all the same.
+    """
     harmless = ("work", "restart", "checkpoint_every", "divergence")
     asked = [f.name for f in fields(Loop) if f.name not in harmless and getattr(loop, f.name) != f.default]
     if asked:

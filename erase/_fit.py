@@ -8,94 +8,114 @@ from typing import Any
 
 import torch
 
-from ..pipelines import Backbone
+from ..pipelines import Backbone, half_precision
 from ..prompts import InputError
 from ._method import Method
-from ._plan import Ask, Estimate, Planner, networks
-
-Changed = tuple[str, Ask]
-"""What to say for a change, and the run with it."""
-
-REMEMBERED = "load(..., embeddings=FILE)"
+from ._plan import Ask, Estimate, Planner, networks, trained
 
 
-def _checkpointing(ask: Ask, backbone: Backbone) -> Changed | None:
-    if not _trained(ask) or ask.loop.gradient_checkpointing or not _checkpoints(backbone):
+def _checkpointing(ask: Ask, backbone: Backbone) -> Ask | None:
+    if not trained(ask.tool) or ask.loop.gradient_checkpointing or not backbone.recomputes:
         return None
-    return "--gradient-checkpointing", replace(ask, loop=replace(ask.loop, gradient_checkpointing=True))
+    return replace(ask, loop=replace(ask.loop, gradient_checkpointing=True))
 
 
-def _checkpoints(backbone: Backbone) -> bool:
-    config: Any = backbone.denoiser.config
-    return config.get("force_inference_output") is not False
-
-
-def _accumulate(ask: Ask, backbone: Backbone) -> Changed | None:
+def _accumulate(ask: Ask, backbone: Backbone) -> Ask | None:
     batch = getattr(ask.tool, "batch", 1)
     if ask.loop.accumulate >= batch:
         return None
-    n = min(2 * ask.loop.accumulate, batch)
-    return f"--accumulate {n}", replace(ask, loop=replace(ask.loop, accumulate=n))
+    return replace(ask, loop=replace(ask.loop, accumulate=min(2 * ask.loop.accumulate, batch)))
 
 
-def _precise(ask: Ask, backbone: Backbone) -> Changed | None:
-    if backbone.dtype != torch.float32:
+def _mixed(ask: Ask, backbone: Backbone) -> Ask | None:
+    if backbone.dtype != torch.float32 or not getattr(ask.tool, "dense", False):
         return None
-    if getattr(ask.tool, "dense", False):
-        if ask.loop.mixed_precision not in ("auto", "no"):
-            return None
-        return "--mixed-precision bf16", replace(ask, loop=replace(ask.loop, mixed_precision="bf16"))
-    kind = "float16" if backbone.family in ("sd", "sdxl") and not ask.machine.host else "bfloat16"
-    return f"--dtype {kind}", replace(ask, machine=replace(ask.machine, dtype=kind))
+    return replace(ask, loop=replace(ask.loop, mixed_precision="bf16")) if ask.loop.mixed_precision != "bf16" else None
 
 
-def _remembered(ask: Ask, backbone: Backbone) -> Changed | None:
+def _half(ask: Ask, backbone: Backbone) -> Ask | None:
+    if backbone.dtype != torch.float32 or getattr(ask.tool, "dense", False):
+        return None
+    kind = torch.bfloat16 if ask.machine.host else half_precision(type(backbone.pipe).__name__)
+    return replace(ask, machine=replace(ask.machine, dtype=str(kind).removeprefix("torch.")))
+
+
+def _remembered(ask: Ask, backbone: Backbone) -> Ask | None:
     if ask.machine.embeddings or not any(n.startswith("text_encoder") for n, _ in networks(backbone)):
         return None
-    return REMEMBERED, replace(ask, machine=replace(ask.machine, embeddings=True))
+    return replace(ask, machine=replace(ask.machine, embeddings=True))
 
 
-def _unsaved(ask: Ask, backbone: Backbone) -> Changed | None:
-    if not _trained(ask) or not ask.machine.host or ask.loop.work is None or not ask.loop.checkpoint_every:
+def _unsaved(ask: Ask, backbone: Backbone) -> Ask | None:
+    if not trained(ask.tool) or not ask.machine.host or ask.loop.work is None or not ask.loop.checkpoint_every:
         return None
-    return "--checkpoint-every 0", replace(ask, loop=replace(ask.loop, checkpoint_every=0))
+    return replace(ask, loop=replace(ask.loop, checkpoint_every=0))
 
 
-def _batch(ask: Ask, backbone: Backbone) -> Changed | None:
+def _small_moments(ask: Ask, backbone: Backbone) -> Ask | None:
+    if not trained(ask.tool) or ask.loop.optimizer != "adam":
+        return None
+    return replace(ask, loop=replace(ask.loop, optimizer="adam8bit"))
+
+
+def _batch(ask: Ask, backbone: Backbone) -> Ask | None:
     batch = getattr(ask.tool, "batch", 1)
     if batch < 2:
         return None
     loop = replace(ask.loop, accumulate=min(ask.loop.accumulate, batch // 2))
-    return f"--batch {batch // 2}", replace(ask, tool=_with(ask.tool, batch=batch // 2), loop=loop)
+    return replace(ask, tool=_with(ask.tool, batch=batch // 2), loop=loop)
 
 
-def _low_rank(ask: Ask, backbone: Backbone) -> Changed | None:
-    if not getattr(ask.tool, "dense", False):
-        return None
-    return "--no-dense", replace(ask, tool=_with(ask.tool, dense=False))
+def _low_rank(ask: Ask, backbone: Backbone) -> Ask | None:
+    return replace(ask, tool=_with(ask.tool, dense=False)) if getattr(ask.tool, "dense", False) else None
 
 
-def _rank(ask: Ask, backbone: Backbone) -> Changed | None:
+def _rank(ask: Ask, backbone: Backbone) -> Ask | None:
     rank = getattr(ask.tool, "rank", None) or 0
     if rank < 8 or getattr(ask.tool, "dense", False):
         return None
-    return f"--rank {rank // 2}", replace(ask, tool=_with(ask.tool, rank=rank // 2))
+    return replace(ask, tool=_with(ask.tool, rank=rank // 2))
 
 
-LEVERS: tuple[Callable[[Ask, Backbone], Changed | None], ...] = (
-    *(_checkpointing, _accumulate, _precise, _remembered, _unsaved),  # these learn the same, up to rounding
-    *(_batch, _low_rank, _rank),  # and these something else
+LEVERS: tuple[Callable[[Ask, Backbone], Ask | None], ...] = (
+    # these learn the same, up to rounding
+    *(_checkpointing, _accumulate, _mixed, _half, _remembered, _unsaved),
+    # and these something else
+    *(_small_moments, _batch, _low_rank, _rank),
 )
-"""What may be changed, in the order in which it is tried. An optimiser with smaller moments, and weights kept elsewhere
-or in fewer bits, belong behind `_remembered`, as soon as `Loop` and `load` know them."""
+"""What may be changed, in the order in which it is tried. Weights kept elsewhere or in fewer bits (`--offload`,
+`--quantize`) are not counted, and not among them."""
 
-
-def _trained(ask: Ask) -> bool:
-    return hasattr(ask.tool, "steps")
+SAID = (
+    *(("loop", n) for n in ("gradient_checkpointing", "accumulate", "mixed_precision")),
+    *(("machine", n) for n in ("dtype", "embeddings")),
+    *(("loop", n) for n in ("checkpoint_every", "optimizer")),
+    *(("tool", n) for n in ("batch", "dense", "rank")),
+)
+"""What the levers change: parts of an `Ask` and their fields, in the order in which they are said."""
 
 
 def _with(tool: Method, **changes: Any) -> Method:  # noqa: ANN401
     return replace(tool, **changes)  # type: ignore[type-var]
+
+
+def changed(before: Ask, after: Ask) -> list[tuple[str, str]]:
+    """In what two runs differ, of what the levers change."""
+    return [(p, n) for p, n in SAID if _of(before, p, n) != _of(after, p, n)]
+
+
+def _of(ask: Ask, part: str, name: str) -> Any:  # noqa: ANN401
+    return getattr(getattr(ask, part), name, None)
+
+
+def _word(name: str, value: object) -> str:
+    """The flag of `erasers erase` for a setting."""
+    flag = name.replace("_", "-")
+    if name == "embeddings":
+        return "--embeddings FILE"
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,8 @@ class Fit:
     """The settings that were found.
 
     Attributes:
-        words: what to say for them, beside what was said.
+        words: the flags of `erasers erase` for them, beside what was said. FILE in them is what `erasers remember`
+            writes.
         ask: the run with them.
         estimate: of it.
         fits: whether it fits; if not, everything there is to change has been.
@@ -142,32 +163,17 @@ def fit(planner: Planner, ask: Ask, memory: int) -> Fit:
             tried = _tried(planner, ask, fewer)
             if tried is not None and tried[1].fits(memory):
                 taken, (now, best) = fewer, tried
-    return Fit(_words(planner, ask, taken), now, best, best.fits(memory))
-
-
-def _changes(planner: Planner, ask: Ask, kinds: Sequence[int]) -> list[Changed | None]:
-    """The run changed by one lever after another."""
-    out: list[Changed | None] = []
-    for kind in kinds:
-        out.append(LEVERS[kind](ask, planner.blueprint(ask.machine)))
-        ask = out[-1][1] if out[-1] is not None else ask
-    return out
+    words = tuple(_word(name, _of(now, part, name)) for part, name in changed(ask, now))
+    return Fit(words, now, best, best.fits(memory))
 
 
 def _tried(planner: Planner, ask: Ask, kinds: Sequence[int]) -> tuple[Ask, Estimate] | None:
-    """The run changed so and its estimate; None where the last change is none, or is refused."""
-    changed = _changes(planner, ask, kinds)
-    if changed and changed[-1] is None:
-        return None
+    """The run changed by one lever after another (one that has nothing to change leaves it) and its estimate; None
+    where what comes of it is refused.
+    """
+    for kind in kinds:
+        ask = LEVERS[kind](ask, planner.blueprint(ask.machine)) or ask
     try:
-        after = next((c[1] for c in reversed(changed) if c is not None), ask)
-        return after, planner.estimate(after)
+        return ask, planner.estimate(ask)
     except InputError:
         return None
-
-
-def _words(planner: Planner, ask: Ask, kinds: Sequence[int]) -> tuple[str, ...]:
-    """What to say: of each kind the last."""
-    changed = zip(kinds, _changes(planner, ask, kinds), strict=True)
-    said = {kind: c[0] for kind, c in changed if c is not None}
-    return tuple(said[k] for k in sorted(said))

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..pipelines import Backbone, check_trainable, check_unfused
+from ..pipelines import Backbone, Group, check_trainable, check_unfused
 from ..prompts import InputError
 from ._delta import Change, Delta, unpack
 from ._needs import NUMBER, Needs, Sheet, Stage, delta_files, saves
 from ._saliency import Mask, kth_largest
-from ._train import KEPT, Diverged, Session
+from ._train import KEPT, Diverged, Optimizer, Session
 
 if TYPE_CHECKING:
-    from .salun import SalUn
+    from ._finetune import Finetune
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -64,6 +64,19 @@ def check_precision(backbone: Backbone) -> None:
         )
 
 
+def check_optimizer(name: Optimizer) -> None:
+    """Refuse another optimiser than the one that is written here.
+
+    Raises:
+        InputError: it is another.
+    """
+    if name != "adam":
+        raise InputError(
+            f"--optimizer {name}: training under a mask has an Adam of its own, with moments under the mask only; "
+            "leave it out"
+        )
+
+
 class MaskedStudent:
     """Trainable weights under a mask, held in the network itself. Beside them are kept, only where the mask is on,
     Adam's two moments and (in a file) the first values. In a plain run gradients live for one parameter at a time: Adam
@@ -80,17 +93,14 @@ class MaskedStudent:
         clip: ceiling of the gradient's norm (0: none).
 
     Raises:
-        InputError: half precision weights, a mask without weights, a LoRA fused into the network, no room on disk.
+        InputError: half precision weights, another optimiser, a mask without weights, a LoRA fused into the network, no
+            room on disk.
     """
 
     def __init__(self, backbone: Backbone, mask: Mask, session: Session, *, lr: float, clip: float) -> None:
         check_precision(backbone)
         check_unfused(backbone.denoiser, "cannot train")
-        if session.optimizer != "adam":
-            raise InputError(
-                f"--optimizer {session.optimizer}: training under a mask has an Adam of its own, with moments "
-                "under the mask only; leave it out"
-            )
+        check_optimizer(session.optimizer)
         self.backbone, self.mask, self.session, self.clip = backbone, mask, session, clip
         self.param_groups: list[dict[str, Any]] = [{"lr": lr, "params": []}]
         self.count = 0
@@ -276,14 +286,23 @@ def mapped(size: int, folder: Path | None) -> Tensor:
         raise InputError(f"cannot keep {4 * size / 1e6:.0f} MB of weights in {place}: {error}; make room") from error
 
 
-def under_mask(sheet: Sheet, settings: SalUn) -> Needs:
-    """For planning: training in place, with moments and first values for the share of weights under the mask."""
+def under_mask(sheet: Sheet, settings: Finetune, *, ranked: Group, share: float) -> Needs:
+    """For planning: training in place, with moments and first values for the weights under the mask.
+
+    Args:
+        sheet: of the run.
+        settings: of the method.
+        ranked: what the mask was chosen among.
+        share: of the weights that are under it.
+
+    Raises:
+        InputError: what a run so would refuse.
+    """
     s, backbone = settings, sheet.backbone
     check_precision(backbone)
-    ranked, shapes = backbone.parameters(s.rank_over), s.learns.shapes(backbone)
-    total = s.learns.count(backbone)
-    share = 1.0 if s.mask == "none" else s.density
-    n, bits = int(share * total), sum(p.numel() for p in ranked.values()) // 8
+    check_optimizer(sheet.loop.optimizer)
+    shapes, total = s.learns.shapes(backbone), s.learns.count(backbone)
+    n, bits = int(share * total), sum(p.numel() for p in backbone.parameters(ranked).values()) // 8
     rows, count = sheet.parts(s.batch)
     before, prompts = s.before(sheet), s.prompted(sheet.task)
     always = {"prompts": sheet.encoded(prompts), **before[0].held} if before else {"prompts": sheet.encoded(prompts)}

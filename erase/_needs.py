@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -214,16 +214,17 @@ def one_student(
     """
     check_dense(sheet.backbone, dense=not learns.rank)
     shapes = learns.shapes(sheet.backbone)
-    n = sum(math.prod(s) for s in shapes.values())
+    sizes = [math.prod(s) for s in shapes.values()]
+    n = sum(sizes)
     always = {"prompts": sheet.encoded(prompts)} | {k: v for b in before for k, v in b.held.items() if k in KEEP}
-    student, moments, gradients = NUMBER * n, adam_bytes(sheet.loop) * n, NUMBER * n
+    student, moments, gradients = NUMBER * n, adam_bytes(sheet.loop, sizes), NUMBER * n
     held = {**always, "student": student}
     # Adam makes its moments in its first step
     learning = {**held, **({"moments": moments} if steps > 1 else {})}
     learning |= {} if sheet.whole else {"gradients": gradients}
     update = {**held, "moments": moments, "gradients": gradients}
     stages = [*(_also(b, held) for b in before), step(learning)]
-    stages += [Stage("update", (), update, device={ROOTS: student}, repeats=steps)]
+    stages += [Stage("update", (), update, device=roots(sheet.loop, student), repeats=steps)]
     if checkpoints := saves(sheet.loop, steps):
         copy = {"copy for the checkpoint": student + moments}
         stages.append(Stage("checkpoint", (), {**held, "moments": moments}, copy, repeats=checkpoints))
@@ -241,9 +242,22 @@ def _also(stage: Stage, held: Mapping[str, int]) -> Stage:
     return replace(stage, held={**held, **stage.held})
 
 
-def adam_bytes(loop: Loop) -> int:
-    """Bytes that the optimiser keeps of each number that learns: two moments. One with smaller moments says so here."""
-    return 2 * NUMBER
+def adam_bytes(loop: Loop, sizes: Iterable[int]) -> int:
+    """Bytes of the two moments that the optimiser keeps of every number that learns. In 8 bits: a byte each, and a
+    float32 for each block of 256; of tensors below 4096 numbers in full (bitsandbytes).
+
+    Args:
+        loop: names the optimiser.
+        sizes: numbers in each tensor that learns.
+    """
+    if loop.optimizer == "adam":
+        return 2 * NUMBER * sum(sizes)
+    return sum(2 * (n + NUMBER * math.ceil(n / 256)) if n >= 4096 else 2 * NUMBER * n for n in sizes)
+
+
+def roots(loop: Loop, size: int) -> dict[str, int]:
+    """What Adam makes of all tensors at once on a device that is not the computer; in 8 bits it takes one by one."""
+    return {ROOTS: size} if loop.optimizer == "adam" else {}
 
 
 def saves(loop: Loop, steps: int) -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..pipelines import Backbone, Scale, blueprint
-from ..prompts import Concept, InputError, first_line
-from ._erase import chosen, prepared
+from ..pipelines import Backbone, Loading, Scale, blueprint
+from ..prompts import Concept, InputError
+from ._erase import check_loop, chosen, prepared
+from ._machine import MB, Machine, measured_rate
 from ._method import Method, Task, name_of, settings_of
 from ._needs import Needs, Planned, Sheet, Stage
 from ._train import Loop
 
-GB, MB = 2**30, 2**20
 MARGIN = 0.1
 """A setting fits if its estimate and this share of it do."""
 EFFICIENCY = 0.6
@@ -30,50 +27,6 @@ CONTEXT = 500 * MB
 RUNTIME = 900 * MB
 """What the process and its libraries take of a computer's memory before a model is loaded. Measured likewise."""
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """On what a run takes place, and how the pipeline is loaded there.
-
-    Attributes:
-        device: "cpu", "cuda", ...; None: a GPU where there is one.
-        dtype: precision of the weights; None: what `load` chooses.
-        memory: bytes there are; None: the device's own.
-        flops: floating point operations a second of a large matrix product; None: measured by a short one.
-        embeddings: prompts are remembered (`load(..., embeddings=...)`), and no text encoder is loaded.
-    """
-
-    device: str | None = None
-    dtype: str | None = None
-    memory: int | None = None
-    flops: float | None = None
-    embeddings: bool = False
-
-    def __post_init__(self) -> None:
-        if self.memory is not None and not self.memory > 0:
-            raise InputError(f"memory: expected a number of bytes above 0, got {self.memory}")
-        if self.flops is not None and not 0 < self.flops < math.inf:
-            raise InputError(f"flops: expected operations a second, above 0, got {self.flops}")
-
-    @property
-    def place(self) -> str:
-        """The device, chosen as `load` does."""
-        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-    @property
-    def host(self) -> bool:
-        """Whether the device's memory is the computer's own."""
-        return self.place.startswith("cpu")
-
-    def room(self) -> int | None:
-        """Bytes there are; None where nobody says."""
-        if self.memory is not None:
-            return self.memory
-        if not self.host:
-            return int(torch.cuda.mem_get_info(self.place)[1]) if torch.cuda.is_available() else None
-        names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
 
 
 @dataclass(frozen=True)
@@ -187,13 +140,16 @@ class Planner:
     Args:
         model: a bundled name, a diffusers folder (its weights may be missing) or a Hub id; only configs are read.
         call: more arguments of every stock call, such as `height` and `width`.
+        how: revision, variant and config, as `load` takes them; what else is in it is not counted.
 
     Raises:
         InputError: see `blueprint`.
     """
 
-    def __init__(self, model: str | os.PathLike[str], *, call: Mapping[str, Any] | None = None) -> None:
-        self.model, self.call = os.fspath(model), call
+    def __init__(
+        self, model: str | os.PathLike[str], *, call: Mapping[str, Any] | None = None, how: Loading | None = None
+    ) -> None:
+        self.model, self.call, self.how = os.fspath(model), call, how
         self._blueprints: dict[tuple[str, str | None], Backbone] = {}
         self._scales: dict[tuple[Any, ...], Scale] = {}
         self._rates: dict[tuple[str, torch.dtype], float] = {}
@@ -202,8 +158,9 @@ class Planner:
         """The model on that machine, without weights."""
         key = (machine.place, machine.dtype)
         if key not in self._blueprints:
-            made = blueprint(self.model, dtype=machine.dtype, device=machine.place, call=self.call)
-            self._blueprints[key] = made
+            self._blueprints[key] = blueprint(
+                self.model, dtype=machine.dtype, device=machine.place, call=self.call, how=self.how
+            )
         return self._blueprints[key]
 
     def estimate(self, ask: Ask) -> Estimate:
@@ -217,7 +174,7 @@ class Planner:
             raise InputError(f"{name_of(tool)} does not say what it needs: give it `needs`, see docs/memory.md")
         backbone = self.blueprint(machine)
         needs = tool.needs(Sheet(backbone, ask.task, loop))
-        half = HALVES.get(_precision(loop, backbone, machine))
+        half = HALVES.get(loop.mixed(backbone.dtype, machine.place))
         scale = self._scale(backbone, loop.gradient_checkpointing, half)
         rate = self._rate(machine, half or backbone.dtype)
         parts = [] if machine.embeddings else [_encoding(backbone, needs, rate)]
@@ -289,15 +246,6 @@ def on_device(backbone: Backbone, machine: Machine) -> dict[str, int]:
     return {n: sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for n, m in there}
 
 
-def _precision(loop: Loop, backbone: Backbone, machine: Machine) -> str:
-    """As `Loop.precision` says, for a device that may not be there."""
-    if loop.mixed_precision != "auto":
-        if loop.mixed_precision == "fp16" and machine.host:
-            raise InputError("mixed precision 'fp16' needs a GPU: use bf16 or no")
-        return loop.mixed_precision
-    return "fp16" if backbone.dtype == torch.float16 and not machine.host else "no"
-
-
 def _part(stage: Stage, scale: Scale, rate: float, machine: Machine) -> Part:
     """A stage's highest point and time."""
     highest, flops = stage.peak, stage.flops
@@ -329,37 +277,6 @@ def _encoding(backbone: Backbone, needs: Needs, rate: float) -> Part:
 def _states(backbone: Backbone) -> list[tuple[int, ...]]:
     found = backbone.encode(["a"]).kwargs.values()
     return [tuple(v.shape) for v in found if isinstance(v, torch.Tensor) and v.ndim == 3]
-
-
-def measured_rate(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product, in a fraction of a second.
-
-    Raises:
-        InputError: the device is not there.
-    """
-    n = 1024 if device.startswith("cpu") else 4096
-    try:
-        a = torch.randn(n, n, device=device).to(dtype)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"cannot measure {device!r}: {first_line(error)}; say how fast it is with --flops") from error
-    best = math.inf
-    for _ in range(4):
-        start = time.perf_counter()
-        float((a @ a)[0, 0])
-        best = min(best, time.perf_counter() - start)
-    return float(2 * n**3 / best)
-
-
-def parse_bytes(text: str) -> int:
-    """A size such as "12GB", "800 MB" or "6" (GB): GB are 2^30 bytes, as graphics cards count.
-
-    Raises:
-        InputError: it is none.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GB|GIB|G|MB|MIB|M)?\s*", text.upper())
-    if not found or not float(found[1]) > 0:
-        raise InputError(f"memory: expected a size such as 12GB or 800MB, got {text!r}")
-    return int(float(found[1]) * (MB if (found[2] or "G").startswith("M") else GB))
 
 
 def plan(
@@ -397,7 +314,18 @@ def asked(
     loop: Loop | None,
     machine: Machine,
 ) -> Ask:
-    """The run that `erase` would make of the same arguments."""
+    """The run that `erase` would make of the same arguments.
+
+    Raises:
+        InputError: what `erase` would refuse of them.
+    """
     backbone = planner.blueprint(machine)
-    task = Task(*prepared(concepts, backbone, preserve))
-    return Ask(chosen(method, backbone), task, loop or Loop(checkpoint_every=0), machine)
+    task, tool = Task(*prepared(concepts, backbone, preserve)), chosen(method, backbone)
+    if loop is not None and not trained(tool):
+        check_loop(tool, loop)
+    return Ask(tool, task, loop or Loop(checkpoint_every=0), machine)
+
+
+def trained(tool: Method) -> bool:
+    """Whether a method is trained step by step, which its settings count; else it is a closed form."""
+    return hasattr(tool, "steps")

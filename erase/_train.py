@@ -109,9 +109,19 @@ class Loop:
 
     def precision(self, backbone: Backbone) -> str:
         """The mixed precision that a run on this backbone uses: "no", "fp16" or "bf16"."""
+        return self.mixed(backbone.dtype, backbone.device.type)
+
+    def mixed(self, dtype: torch.dtype, device: str) -> str:
+        """The mixed precision of a run with weights in that precision, on a device that need not be here.
+
+        Raises:
+            InputError: it was asked for, and this device cannot.
+        """
+        if self.mixed_precision == "fp16" and device.startswith("cpu"):
+            raise InputError("mixed precision 'fp16' needs a GPU: use bf16 or no")
         if self.mixed_precision != "auto":
             return self.mixed_precision
-        return "fp16" if backbone.dtype == torch.float16 and backbone.device.type == "cuda" else "no"
+        return "fp16" if dtype == torch.float16 and device.startswith("cuda") else "no"
 
 
 @runtime_checkable
@@ -166,8 +176,6 @@ class Session:
 
     def __init__(self, backbone: Backbone, loop: Loop) -> None:
         precision, kind = loop.precision(backbone), backbone.device.type
-        if precision == "fp16" and kind == "cpu":
-            raise InputError("mixed precision 'fp16' needs a GPU: use bf16 or no")
         if PartialState._shared_state and PartialState().num_processes == 1 and PartialState().device.type != kind:
             AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run was on another device
         elif AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:

@@ -32,7 +32,7 @@ from ._hyper import Hyper
 from ._hypernet import Hypernetwork, Plan, norms, size
 from ._looks import pooled
 from ._method import Task
-from ._needs import NUMBER, ROOTS, Call, Needs, Sheet, Stage, adam_bytes, saves
+from ._needs import NUMBER, Call, Needs, Sheet, Stage, adam_bytes, roots, saves
 from ._train import KEPT, Session, optimiser_state, restore_optimiser
 from ._virtual import direct, flat, leaves, retained, rowed, virtual_step
 
@@ -323,7 +323,8 @@ def planned(settings: UnHype, sheet: Sheet) -> Needs:
     plan = Plan(sizes, width, read, s.architecture, s.rank, s.hidden, s.code, s.times)
     with torch.device("meta"):
         network = Hypernetwork(plan)
-    n, whole = sum(p.numel() for p in network.parameters()), NUMBER * size(plan)
+    learnt = [p.numel() for p in network.parameters()]
+    n, whole = sum(learnt), NUMBER * size(plan)
     rows, count = sheet.parts(s.batch)
 
     def look(rows: int) -> tuple[Call, ...]:
@@ -331,7 +332,7 @@ def planned(settings: UnHype, sheet: Sheet) -> Needs:
         return walk, Call(rows, times=2 if s.gamma or s.relative else 1)
 
     pool = pooled(sheet, s, look(max(2, s.batch)), batch=max(2, s.batch), kept=2)
-    moments = 2 * adam_bytes(loop) * n
+    moments = 2 * adam_bytes(loop, learnt)
     held = {"prompts": sheet.encoded(prompts), "signals": NUMBER * width * (len(pairs) + texts), "hypernetwork": whole}
     held |= pool[0].held if pool else {}
     learning = {**held, "moments": moments if s.steps > 1 else moments // 2, "gradients": NUMBER * n}
@@ -343,7 +344,7 @@ def planned(settings: UnHype, sheet: Sheet) -> Needs:
     done = {**held, "moments": moments}
     stages = [*(replace(p, held={**held, **p.held}) for p in pool), step, retain]
     update = {**done, "gradients": NUMBER * n}
-    stages += [Stage("update", (), update, device={ROOTS: NUMBER * n}, repeats=2 * s.steps)]
+    stages += [Stage("update", (), update, device=roots(loop, NUMBER * n), repeats=2 * s.steps)]
     if kept := saves(loop, s.steps):
         stages.append(Stage("checkpoint", (), done, {"copy for the checkpoint": whole + moments}, repeats=kept))
     stages.append(Stage("result", (), done, {"result": 2 * whole}))

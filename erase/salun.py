@@ -117,15 +117,15 @@ class SalUn(Relabel):
         rows, _ = sheet.parts(self.batch)
         ranked = Learns(self.rank_over)
         call = Call(2 * rows, times=self.mask_passes * self.images / rows, learns=ranked)
-        gradients = {"gradients": 4 * ranked.count(sheet.backbone)}
         stages = super().before(sheet)
         images = {k: v for s in stages for k, v in s.held.items()}
-        mask = Stage("mask", (call,), {**images, **gradients}, again=True)
+        mask = Stage("mask", (call,), {**images, "gradients": 4 * ranked.count(sheet.backbone)}, again=True)
         return (*stages, mask) if self.mask in ("saliency", "lowest") else stages
 
     def needs(self, sheet: Sheet) -> Needs:
         """What a run with these settings asks for."""
-        return under_mask(sheet, self) if self.dense else super().needs(sheet)
+        share = 1.0 if self.mask == "none" else self.density
+        return under_mask(sheet, self, ranked=self.rank_over, share=share) if self.dense else super().needs(sheet)
 
 
 class _Trainer(Relabeller):

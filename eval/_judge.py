@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from ..pipelines import Backbone, canvas_folder, quiet
+from ..pipelines import Backbone, canvas_folder, chosen_device, quiet
 from ..prompts import CANVAS, InputError, World, first_line
 
 LENS_FILE = "preprocessor_config.json"
@@ -109,7 +109,7 @@ class Judges:
         device: where they work; a GPU where there is one by default.
 
     Raises:
-        InputError: a folder is no judge, or has no label for a concept of the world.
+        InputError: a folder is no judge, or has no label for a concept of the world; no such device.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Judges:
     ) -> None:
         self.world = world
         self.folders = {"object": Path(object_folder), "style": Path(style_folder)}
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(chosen_device(device))
         self._models = {d: _load(f, d, self.device) for d, f in self.folders.items()}
         self._lenses = {d: Lens.read(f) for d, f in self.folders.items()}
         self._labels = {d: _labels(m, d, world, self.folders[d]) for d, m in self._models.items()}

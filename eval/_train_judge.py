@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, ViTConfig
 
 from ..erase import Filed, filed, write_folder
-from ..pipelines import quiet, step_generator
+from ..pipelines import chosen_device, quiet, step_generator
 from ..prompts import UNLEARN_CANVAS, InputError, World, first_line, unknown
 from ._convert_judge import DOMAINS
 from ._gallery import read_image
@@ -74,12 +74,12 @@ def train_judge(
 
     Raises:
         InputError: a folder laid out otherwise, a concept without training or test images, an unreadable image, a start
-            that is no image classifier, or a judge that is there already.
+            that is no image classifier, a judge that is there already, or a device that is not.
     """
     if kind not in DOMAINS:
         raise unknown("kind of judge", kind, DOMAINS)
     lesson = lesson or Lesson()
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(chosen_device(device))
     train, test = split(Path(data), kind, world)
     labels = [n.replace(" ", "_") for n in world.names(kind)]
     torch.manual_seed(lesson.seed)

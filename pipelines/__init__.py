@@ -13,7 +13,7 @@ from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, mode
 from ._loading import Loading, Offload, Quantize
 from ._memory import Embeddings
 from ._overlay import check_unfused, overlay
-from ._place import DTYPES
+from ._place import DTYPES, chosen_device, half_precision
 from ._prompted import Pairs, Read, Write, Writer, writers
 from ._quiet import quiet
 from ._seeds import step_generator
@@ -56,12 +56,14 @@ __all__ = [
     "check_trainable",
     "check_unfused",
     "check_writable",
+    "chosen_device",
     "components",
     "disguised",
     "distance",
     "distilled",
     "draw_in",
     "fingerprint",
+    "half_precision",
     "load",
     "low_rank",
     "models",

@@ -188,6 +188,10 @@ class Backbone(Protocol):
         """
         ...
 
+    def noting(self) -> AbstractContextManager[Mapping[str, None]]:
+        """Inside, every prompt that is asked for is noted, in order."""
+        ...
+
     def text_states(self, texts: Sequence[str], *, padded: bool = False) -> tuple[TextStates, ...]:
         """What the "text-in" Linears are given of each text, by tokenizer: states up to the end-of-text token, or all
         of them if `padded`.
@@ -310,8 +314,17 @@ class Backbone(Protocol):
         """Write the denoiser as a component folder, as it is now."""
         ...
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether the denoiser has gradient checkpointing."""
+        ...
+
     def checkpointed(self) -> AbstractContextManager[None]:
-        """Inside, the denoiser keeps no activations for the backward pass but computes them again."""
+        """Inside, the denoiser keeps no activations for the backward pass but computes them again.
+
+        Raises:
+            InputError: it does not `recomputes`.
+        """
         ...
 
     def draw(

@@ -24,7 +24,8 @@ from ._backbone import Backbone
 from ._bundled import BUNDLED
 from ._hub import pipeline_index
 from ._ledger import META
-from ._load import canvas_mark, check_source, wrap
+from ._load import check_options, canvas_mark, check_source, wrap
+from ._loading import Loading
 from ._memory import Embeddings
 from ._place import precision
 from ._prompt_shapes import prompt_shapes
@@ -41,6 +42,7 @@ def blueprint(
     dtype: str | None = None,
     device: str = "cpu",
     call: Mapping[str, Any] | None = None,
+    how: Loading | None = None,
 ) -> Backbone:
     """A `Backbone` that knows shapes only: groups, conditions and passes, of which `Ledger` counts the memory. Of a
     folder or a Hub id only the configs are read.
@@ -50,11 +52,13 @@ def blueprint(
         dtype: precision of the weights; by default what `load` chooses on that device.
         device: where it would be loaded.
         call: more arguments of every stock call, such as `height` and `width`.
+        how: its revision, variant and config, as `load` takes them; of a single file the pipeline that `config` names
+            is read. What else is in it changes nothing here.
 
     Raises:
-        InputError: no such model, no configs, or a family without a backbone.
+        InputError: no such model, no configs, a family without a backbone, or options that do not fit.
     """
-    name = os.fspath(source)
+    name, how = os.fspath(source), how or Loading()
     precision(dtype, device, None)  # refuse an unknown one
     found = BUNDLED.get(name)
     if found is not None and found.base:
@@ -62,6 +66,9 @@ def blueprint(
     where = found.folder if found else Path(name)
     if found is None:
         check_source(name, where)
+    check_options(os.fspath(source), where, how)
+    if how.config:  # a single file's: its pipeline tells enough
+        return blueprint(how.config, dtype=dtype, device=device, call=call)
     place: Path | str = where if where.is_dir() else name
     if found is None and is_file(name):
         raise InputError(
@@ -70,9 +77,9 @@ def blueprint(
         )
     try:
         with quiet():
-            index = pipeline_index(place)
+            index = pipeline_index(place, how.revision)
             kind = precision(dtype, device, index.get("_class_name"))
-            pipe = _assemble(place, index, kind)
+            pipe = _assemble(place, index, dtype=kind, revision=how.revision)
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
@@ -82,7 +89,9 @@ def blueprint(
     return backbone  # type: ignore[no-any-return]
 
 
-def _assemble(place: Path | str, index: Mapping[str, Any], dtype: torch.dtype) -> DiffusionPipeline:
+def _assemble(
+    place: Path | str, index: Mapping[str, Any], *, dtype: torch.dtype, revision: str | None
+) -> DiffusionPipeline:
     """The pipeline with networks on the meta device, real schedulers, and nothing else."""
     cls = getattr(diffusers, str(index.get("_class_name")), None)
     if cls is None:
@@ -92,7 +101,9 @@ def _assemble(place: Path | str, index: Mapping[str, Any], dtype: torch.dtype) -
         if name.startswith("_"):
             continue
         if isinstance(value, (list, tuple)) and len(value) == 2:
-            parts[name] = None if name in SKIPPED or value[0] is None else _part(place, name, tuple(value), dtype)
+            kept = name not in SKIPPED and value[0] is not None
+            configs = {"subfolder": name, "revision": revision}
+            parts[name] = _part(place, configs, tuple(value), dtype) if kept else None
         else:
             parts[name] = value
     taken = inspect.signature(cls.__init__).parameters
@@ -105,20 +116,20 @@ def _assemble(place: Path | str, index: Mapping[str, Any], dtype: torch.dtype) -
     return pipe
 
 
-def _part(place: Path | str, name: str, what: tuple[str, ...], dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _part(place: Path | str, configs: Mapping[str, str | None], what: tuple[str, ...], dtype: torch.dtype) -> Any:  # noqa: ANN401
     """One component: a scheduler, a network on the meta device, or nothing (tokenizers, processors of images)."""
     library, kind = what
     home = {"diffusers": diffusers, "transformers": transformers}.get(library)
     cls = getattr(home or importlib.import_module(f"diffusers.pipelines.{library}"), kind)
     if issubclass(cls, SchedulerMixin):
-        return cls.from_config(cls.load_config(place, subfolder=name))
+        return cls.from_config(cls.load_config(place, **configs))
     if not issubclass(cls, nn.Module):
         return None
     with torch.device("meta"):
         if issubclass(cls, ModelMixin) and issubclass(cls, ConfigMixin):
-            net = cls.from_config(cls.load_config(place, subfolder=name))
+            net = cls.from_config(cls.load_config(place, **configs))
         else:
-            net = cls(cls.config_class.from_pretrained(place, subfolder=name))
+            net = cls(cls.config_class.from_pretrained(place, **configs))
     if kind == "HiDreamImageTransformer2DModel":  # the same numbers, in an order that needs no sizes read from a tensor
         net.unpatchify = partial(_in_rows, net.unpatchify)
     for m in net.modules():

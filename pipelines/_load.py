@@ -74,7 +74,7 @@ def load(
     where = found.folder if found else Path(name)
     if name not in BUNDLED:
         check_source(name, where)
-    _check_options(name, where, how)
+    check_options(name, where, how)
     try:
         with quiet():
             pipe, origin = _read(name, where, how=how, dtype=dtype, device=device, known=known)
@@ -158,7 +158,7 @@ def check_source(name: str, where: Path) -> None:
         raise unknown("model", name, BUNDLED)
 
 
-def _check_options(name: str, where: Path, how: Loading) -> None:
+def check_options(name: str, where: Path, how: Loading) -> None:
     """Refuse options that mean nothing for such a source."""
     if name in BUNDLED:
         how.refuse(("variant", "revision", "config"), f"{name} comes with the package")

@@ -31,17 +31,24 @@ def precision(asked: str | None, device: str, kind: object) -> torch.dtype:
         if asked not in DTYPES:
             raise unknown("--dtype", asked, DTYPES)
         return DTYPES[asked]
-    if device.startswith("cpu"):
-        return torch.float32
+    return torch.float32 if device.startswith("cpu") else half_precision(kind)
+
+
+def half_precision(kind: object) -> torch.dtype:
+    """The half precision that a model was made for, by the class name of its pipeline: see `precision`."""
     old = str(kind).startswith("StableDiffusion") and not str(kind).startswith("StableDiffusion3")
     return torch.float16 if old else torch.bfloat16
 
 
-def usable(device: str | None, how: Loading) -> str:
+def chosen_device(device: str | None = None, *, here: bool = True) -> str:
     """The device that is meant: a GPU where there is one, for None and "auto".
 
+    Args:
+        device: its name.
+        here: it must be in this computer.
+
     Raises:
-        InputError: there is none of that name, or none to offload from.
+        InputError: there is none of that name.
     """
     if device in (None, "auto", "cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         device = str(PartialState(cpu=not torch.cuda.is_available()).device)  # each process has its own
@@ -51,12 +58,24 @@ def usable(device: str | None, how: Loading) -> str:
         found = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"cannot use device {device!r}: expected --device auto, cpu, cuda, cuda:1, mps ...") from error
+    if not here:
+        return device
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(found.type, True):
         raise InputError(f"cannot use device {device!r}: this computer has none that torch can use; see --device")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise InputError(f"cannot use device {device!r}: there are {torch.cuda.device_count()}; see --device")
-    if how.offload != "none" and found.type == "cpu":
+    return device
+
+
+def usable(device: str | None, how: Loading) -> str:
+    """The chosen device, for a model that is loaded so.
+
+    Raises:
+        InputError: there is none of that name, or none to offload from.
+    """
+    device = chosen_device(device)
+    if how.offload != "none" and device.startswith("cpu"):
         raise InputError(
             f"--offload {how.offload} needs a GPU to bring parts to, the device is {device!r}: leave it out"
         )

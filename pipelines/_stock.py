@@ -227,6 +227,21 @@ class StockBackbone:
             groups.setdefault(held.shape(prompt) if held and known and not self.listed else known, []).append(k)
         return list(groups.values()) or [[]]
 
+    @contextmanager
+    def noting(self) -> Iterator[dict[str, None]]:
+        own: Callable[[Sequence[str]], list[list[int]]] = self._groups
+        asked: dict[str, None] = {}
+
+        def groups(prompts: Sequence[str]) -> list[list[int]]:
+            asked.update(dict.fromkeys(prompts))
+            return own(prompts)
+
+        vars(self)["_groups"] = groups
+        try:
+            yield asked
+        finally:
+            del vars(self)["_groups"]
+
     def _recalling(self) -> AbstractContextManager[None]:
         """Inside, the stock call is told what is remembered."""
         if self.embeddings is None and encoders(self.pipe):
@@ -453,10 +468,15 @@ class StockBackbone:
         net: Any = self.denoiser
         net.save_pretrained(folder)
 
+    @property
+    def recomputes(self) -> bool:
+        net: Any = self.denoiser
+        return net.config.get("force_inference_output") is not False  # HiDream answers otherwise in training mode
+
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
         net: Any = self.denoiser
-        if net.config.get("force_inference_output") is False:
+        if not self.recomputes:
             raise InputError(f"{self.family} cannot be trained with --gradient-checkpointing: leave it out")
         was_on, was_training = net.is_gradient_checkpointing, net.training
         net.enable_gradient_checkpointing()

@@ -1,9 +1,11 @@
 """Plans against counts made in other ways: real small networks, autograd's own hooks, figures measured before."""
 
+import contextlib
 import json
 import math
+import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,14 +16,18 @@ import torch
 from families import EVERY, build
 from test_cli import run
 from torch import nn
+from typer.main import get_command
 
 import tiny
+from erasers.app import cli
+from erasers.app.plan import _show
 from erasers.erase import (
     Loop,
     Machine,
     Planner,
     Sheet,
     Task,
+    _plan,
     asked,
     configure,
     erase,
@@ -29,8 +35,11 @@ from erasers.erase import (
     methods,
     parse_bytes,
     plan,
+    remember,
 )
-from erasers.pipelines import LATENTS, Learns, Ledger, Scale, blueprint, load
+from erasers.erase._fit import SAID, _word, changed
+from erasers.eval import Judges, train_judge
+from erasers.pipelines import LATENTS, Learns, Ledger, Loading, Scale, blueprint, canvas_folder, load, wrap
 from erasers.prompts import Concept, InputError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
@@ -224,16 +233,14 @@ def test_weights_are_counted_as_they_are_loaded(dtype, tmp_path):
     ids=lambda v: v if isinstance(v, str) else "-".join(v),
 )
 def test_what_is_written_is_what_was_planned(method, more, small, planner, tmp_path):
-    """Numbers that learn exactly, files within a few hundred bytes of their headers."""
-    from erasers.pipelines import wrap
-
+    """Numbers that learn exactly, files within 1 % or 4 KB: the record in their headers is guessed."""
     tool = short(method, **more)
     e = planner.estimate(asked(planner, "moon", method=tool, preserve=["star"], loop=None, machine=CPU))
     eraser = erase("moon", wrap(small[1], "small"), method=tool, preserve=["star"])
     place = eraser.save_pretrained(tmp_path / "e")
     written = {str(p.relative_to(place)): p.stat().st_size for p in place.rglob("*.safetensors")}
     for name, size in written.items():
-        assert e.files[name] == pytest.approx(size, rel=0.05, abs=2500), name
+        assert e.files[name] == pytest.approx(size, rel=0.01, abs=4096), name
     if method == "esd" and not more:
         assert e.learns == sum(a.numel() + b.numel() for a, b in eraser.payload.factors.values())
     if "dense" in more:
@@ -352,22 +359,184 @@ def test_a_method_of_your_own_inherits_or_is_told(planner):
 # ---------------------------------------------------------------- what would make it fit
 
 
-def test_the_settings_found_fit_and_no_change_is_needless(planner):
-    tool = configure("esd", "sd", {"steps": 2, "batch": 8})
-    ask = asked(planner, "moon", method=tool, preserve=[], loop=Loop(checkpoint_every=0), machine=CPU)
+def parsed(method, words):
+    """The flags as `erasers erase` reads them; a flag that it does not know ends in an error."""
+    command = get_command(cli.build(["erase", "--method", method])).commands["erase"]
+    return command.make_context("erase", ["moon", "--method", method, *" ".join(words).split()]).params
+
+
+def without(ask, then, part, name):
+    """A run with one of its changes taken back."""
+    own = getattr(getattr(ask, part), name)
+    return replace(then, **{part: replace(getattr(then, part), **{name: own})})
+
+
+RUNS = {
+    "lora": ("esd", {"steps": 2, "batch": 8}),
+    "dense": ("esd", {"steps": 2, "batch": 8, "dense": True, "train": "not-cross"}),
+    "masked": ("salun", {"steps": 2, "batch": 8, "images": 2}),
+}
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """What the process itself takes is left out: beside a small model it hides what the changes do."""
+    monkeypatch.setattr(_plan, "RUNTIME", 0)
+    monkeypatch.setattr(_plan, "WORKSPACE", (0, 0))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_settings_found_fit_and_no_change_is_needless(name, planner, bare):
+    method, settings = RUNS[name]
+    tool, loop = configure(method, "sd", settings), Loop(work=Path("training"))
+    ask = asked(planner, "moon", method=tool, preserve=["star"], loop=loop, machine=CPU)
     plain = planner.estimate(ask)
     assert fit(planner, ask, 2 * plain.memory).words == (), "what fits is left alone"
-    room = int(1.1 * plain.memory - 0.3 * plain.highest.peak)
-    found = fit(planner, ask, room)
-    assert found.fits
-    assert not plain.fits(room)
-    assert planner.estimate(found.ask).fits(room)
-    assert planner.estimate(found.ask) == found.estimate
-    assert found.ask.tool == tool, "nothing that changes the result was needed"
-    assert found.words
-    hopeless = fit(planner, ask, 10 * MB)
-    assert not hopeless.fits
-    assert hopeless.estimate.memory < plain.memory
+    least = fit(planner, ask, 1)
+    assert not least.fits
+    assert least.estimate.memory < 0.7 * plain.memory
+    for share in (0.2, 0.8) if name == "lora" else (0.2,):
+        room = int(1.1 * (share * plain.memory + (1 - share) * least.estimate.memory)) + 1
+        found = fit(planner, ask, room)
+        assert found.fits
+        assert not plain.fits(room)
+        assert planner.estimate(found.ask) == found.estimate
+        assert found.estimate.fits(room)
+        assert len(found.words) == len(changed(ask, found.ask)) > 0
+        for part, what in changed(ask, found.ask):
+            with contextlib.suppress(InputError):  # such as weights themselves that learn in half precision
+                assert not planner.estimate(without(ask, found.ask, part, what)).fits(room), (found.words, what)
+    if name == "lora":
+        assert found.ask.tool == tool, "nothing that changes the result was needed"
+
+
+def test_a_change_that_turns_out_needless_is_taken_back(planner, bare):
+    """The first change is taken because it helps; where a later one is enough alone, only that is said."""
+    tool = configure("esd", "sd", {"steps": 2, "batch": 1})
+    ask = asked(planner, "moon", method=tool, preserve=[], loop=Loop(checkpoint_every=0), machine=CPU)
+    light = planner.estimate(replace(ask, loop=replace(ask.loop, gradient_checkpointing=True)))
+    half = planner.estimate(replace(ask, machine=replace(CPU, dtype="bfloat16")))
+    assert half.memory < light.memory < 0.9 * planner.estimate(ask).memory
+    room = int(1.1 * half.memory) + 1
+    assert not light.fits(room)
+    assert fit(planner, ask, room).words == ("--dtype bfloat16",)
+
+
+VALUES = {
+    "gradient_checkpointing": True,
+    "dense": False,
+    "optimizer": "adam8bit",
+    "mixed_precision": "bf16",
+    "dtype": "float16",
+}
+
+
+def test_every_word_is_a_flag_of_erase():
+    for method in methods():
+        tool = configure(method, "sd", {})
+        there = [name for part, name in SAID if part != "tool" or hasattr(tool, name)]
+        parsed(method, [_word(name, VALUES.get(name, 4)) for name in there])
+    with pytest.raises(cli.USAGE, match="No such option"):
+        parsed("esd", ["--remembered"])
+
+
+def test_words_are_the_run_that_was_estimated(small, planner, bare, capsys):
+    """Said again with the words after it, the same command gives the estimate that was promised, and fits."""
+    words = ["plan", "moon", "--model", small[0], "--method", "esd", "--steps", 2, "--batch", 1, "--dense"]
+    words += ["--preserve", "star", "--device", "cpu", "--dtype", "float32", "--flops", 1e11]
+    tool, loop = configure("esd", "sd", {"steps": 2, "batch": 1, "dense": True}), Loop(work=Path("training"))
+    ask = asked(planner, "moon", method=tool, preserve=["star"], loop=loop, machine=CPU)
+    memory = int(1.02 * 1.1 * fit(planner, ask, 1).estimate.memory)
+    room = ["--memory", f"{memory / MB:.6f}MB"]
+    code, out, _ = run(*words, *room, "--json")
+    value, known = json.loads(out), json.loads(out)["to fit"]
+    assert (code, value["fits"], known["fits"]) == (0, False, True)
+    assert {"--embeddings FILE", "--no-dense"} <= set(known["flags"])
+    code, out, _ = run(*words, *room, "--json", *" ".join(known["flags"]).split())
+    assert code == 0
+    assert json.loads(out)["estimate"] == known["estimate"]
+    assert json.loads(out)["fits"] is True
+    _show("moon", planner.estimate(ask), memory, fit(planner, ask, memory))
+    said = capsys.readouterr().out
+    assert f"add {' '.join(known['flags'])}: " in said
+    assert "FILE is what `erasers remember` writes" in said
+
+
+def test_moments_in_8_bits_are_counted_tensor_by_tensor(planner):
+    def moments(loop):
+        tool = configure("esd", "sd", {"steps": 2, "dense": True, "train": "not-cross"})
+        e = planner.estimate(asked(planner, "moon", method=tool, preserve=[], loop=loop, machine=CPU))
+        return next(p.memory["moments"] for p in e.parts if p.name == "update")
+
+    sizes = [p.numel() for p in planner.blueprint(CPU).parameters("not-cross").values()]
+    assert min(sizes) < 4096 < max(sizes)
+    assert moments(Loop()) == 8 * sum(sizes)
+    blocks = sum(-(-n // 256) for n in sizes if n >= 4096)
+    want = sum(2 * n for n in sizes if n >= 4096) + 2 * 4 * blocks + sum(8 * n for n in sizes if n < 4096)
+    assert moments(Loop(optimizer="adam8bit")) == want
+
+
+# ---------------------------------------------------------------- prompts encoded before
+
+
+@pytest.mark.parametrize("method", ["uce", "esd", "concept_ablation", "salun", "sfd", "unhype", "anchor_finetune"])
+def test_remembered_prompts_are_all_that_a_run_encodes(method):
+    """Without its text encoder a pipeline erases as it does with it; without the concept's prompts it is refused."""
+    backbone, tool = wrap(tiny.sd(), "small"), short(method, **({"start": "base"} if method == "sfd" else {}))
+    want = erase("moon", backbone, method=tool, preserve=["star"])
+    held = remember("moon", backbone, method=tool, preserve=["star"], also=["a spare one"])
+    assert "a spare one" in held.states
+    pipe = tiny.sd()
+    pipe.text_encoder = None
+    have = erase("moon", wrap(pipe, "small", embeddings=held), method=tool, preserve=["star"])
+    assert have.payload.summary() == want.payload.summary()
+    for (name, a), (other, b) in zip(sorted(tensors(want)), sorted(tensors(have)), strict=True):
+        assert name == other
+        # token by token a text encoder reads them without padding, which a closed form sees: up to rounding there
+        torch.testing.assert_close(
+            a, b, **({"rtol": 1e-3, "atol": 1e-5} if method == "uce" else {"rtol": 0, "atol": 0})
+        )
+    fewer = {p: s for p, s in held.states.items() if "moon" not in p}
+    with pytest.raises(InputError, match="not remembered"):
+        erase("moon", wrap(pipe, "small", embeddings=replace(held, states=fewer)), method=tool, preserve=["star"])
+
+
+def tensors(eraser):
+    """Every tensor of an eraser, by name."""
+    payload = eraser.payload
+    if payload.kind == "lora":
+        return [(f"{n}.{k}", t) for n, pair in payload.factors.items() for k, t in enumerate(pair)]
+    if payload.kind == "delta":
+        return [(n, c.values) for n, c in payload.changes.items()]
+    return list(payload.network.state_dict().items())
+
+
+def test_the_command_remember(tmp_path):
+    tiny.sd().save_pretrained(tmp_path / "m")
+    file = tmp_path / "prompts.safetensors"
+    words = ["moon", "--model", tmp_path / "m", "--preserve", "star", "--method", "esd", "--steps", 1]
+    words += ["--batch", 2, "--sampler-steps", 2, "--pool", 0]
+    (tmp_path / "p.csv").write_text("text,seed\na lamp,1\n")
+    code, out, err = run("remember", *words, "--out", file, "--prompts", tmp_path / "p.csv")
+    assert code == 0, err
+    assert f"--embeddings {file}" in out
+    for made, more in (("a", []), ("b", ["--embeddings", file])):
+        code, _, err = run("erase", *words, *more, "--out", tmp_path / made)
+        assert code == 0, err
+    a, b = ((tmp_path / n / "pytorch_lora_weights.safetensors").read_bytes() for n in "ab")
+    assert safetensors.torch.load(a).keys() == safetensors.torch.load(b).keys()
+    assert all(torch.equal(v, safetensors.torch.load(b)[n]) for n, v in safetensors.torch.load(a).items())
+    draw = ["draw", "--model", tmp_path / "m", "--eraser", tmp_path / "b", "--prompts", tmp_path / "p.csv"]
+    code, _, err = run(*draw, "--steps", 1, "--embeddings", file, "--out", tmp_path / "g")
+    assert code == 0, err
+    code, _, err = run("erase", "cat", *words[1:], "--embeddings", file, "--out", tmp_path / "c")
+    assert code == 2
+    assert "not remembered" in err
+    for more, message in ((["--out", "x.txt"], "ending in .safetensors"), (["--out", file], "add --force")):
+        code, _, err = run("remember", *words, *more)
+        assert code == 2
+        assert message in err
+        assert len(err.strip().splitlines()) == 1
 
 
 def test_sizes_in_words():
@@ -392,6 +561,15 @@ def test_bad_input_is_one_line(small, tmp_path):
         ),
         ("needs a GPU", lambda: plan("m", small[0], method="esd", loop=Loop(mixed_precision="fp16"), machine=CPU)),
         ("at least one concept", lambda: plan([], small[0], machine=CPU)),
+        ("closed form", lambda: plan("m", small[0], loop=Loop(gradient_checkpointing=True), machine=CPU)),
+        (
+            "an Adam of its own",
+            lambda: plan("m", small[0], method=short("salun"), loop=Loop(optimizer="adam8bit"), machine=CPU),
+        ),
+        ("cannot use device 'gpu'", lambda: plan("m", small[0], machine=Machine("gpu"))),
+        ("--model-config", lambda: Planner("canvas-sd", how=Loading(config=str(small[0]))).blueprint(CPU)),
+        ("--model-revision", lambda: Planner(small[0], how=Loading(revision="v2")).blueprint(CPU)),
+        ("--model-variant", lambda: Planner(small[0], how=Loading(variant="fp16")).blueprint(CPU)),
         ("above 0", lambda: Machine(flops=0)),
         ("above 0", lambda: Machine(memory=0)),
     ):
@@ -403,6 +581,35 @@ def test_bad_input_is_one_line(small, tmp_path):
         plan("moon", tmp_path)
 
 
+def test_the_revision_that_is_planned_is_the_one_that_was_named(small, tmp_path, monkeypatch):
+    """From a Hub cache written by hand: two versions of different width."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    root, wide = tmp_path / "models--you--model", {}
+    for name, commit in (("main", "a" * 40), ("v2", "b" * 40)):
+        (root / "refs").mkdir(parents=True, exist_ok=True)
+        (root / "refs" / name).write_text(commit)
+        shutil.copytree(small[0], root / "snapshots" / commit)
+    config = root / "snapshots" / ("b" * 40) / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 64}))
+    for name in (None, "main", "v2"):
+        wide[name] = Planner("you/model", how=Loading(revision=name)).blueprint(CPU).latent_shape[-1]
+    assert wide[None] == wide["main"] != wide["v2"] == 64
+
+
+def test_a_gpu_where_there_is_one(small, tmp_path):
+    """ "auto" is what None is, for every part that computes."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    assert Machine("auto").place == Machine().place == here
+    assert Machine("cuda").place == "cuda", "a plan may be for another computer"
+    assert Machine("auto").room() == Machine().room()
+    folders = canvas_folder("judge-object"), canvas_folder("judge-style")
+    assert Judges(*folders, device="auto").device.type == here
+    assert run("plan", "moon", "--model", small[0], "--device", "auto", "--flops", 1e11)[0] == 0
+    for refused in (lambda: Judges(*folders, device="gpu"), lambda: train_judge("x", "y", kind="style", device="gpu")):
+        with pytest.raises(InputError, match="cannot use device 'gpu'"):
+            refused()
+
+
 def test_the_command_says_it_in_words_and_in_json(small):
     words = ("plan", "moon", "--model", small[0], "--method", "esd", "--steps", 2, "--device", "cpu", "--flops", 1e11)
     code, out, _ = run(*words, "--memory", "64GB")
@@ -411,8 +618,9 @@ def test_the_command_says_it_in_words_and_in_json(small):
     assert "pytorch_lora_weights.safetensors" in out
     code, out, _ = run(*words, "--memory", "10MB")
     assert code == 1
-    assert "nothing known makes it" in out.strip().splitlines()[-1]
-    code, out, _ = run(*words, "--memory", "64GB", "--json", "--remembered")
+    assert "nothing that is counted makes it" in out.strip().splitlines()[-2]
+    assert out.strip().splitlines()[-1].startswith("not counted: --quantize ao-int8")
+    code, out, _ = run(*words, "--memory", "64GB", "--json", "--embeddings", "prompts.safetensors")
     value = json.loads(out)
     assert code == 0
     assert value["fits"] is True
