@@ -24,7 +24,7 @@ from ._backbone import Backbone
 from ._bundled import BUNDLED
 from ._hub import pipeline_index
 from ._ledger import META
-from ._load import check_options, canvas_mark, check_source, wrap
+from ._load import canvas_mark, check_options, check_source, wrap
 from ._loading import Loading
 from ._memory import Embeddings
 from ._place import precision
