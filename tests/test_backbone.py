@@ -593,7 +593,7 @@ class TestLoad:
             load(tmp_path / "m")
 
     def test_hub_without_network(self):
-        with pytest.raises(InputError, match="cannot load 'nobody/nothing'"):
+        with pytest.raises(InputError, match="cannot fetch nobody/nothing"):
             load("nobody/nothing")
 
     def test_dtype_and_device(self):

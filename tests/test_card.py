@@ -137,7 +137,7 @@ def test_names_of_models(tmp_path, monkeypatch):
         "models/mine": "mine",
         "./models/mine/": "mine",
         str(tmp_path / "models/mine"): "mine",
-        "/home/somebody/gone/x.safetensors": "x.safetensors",
+        "/srv/somebody/gone/x.safetensors": "x.safetensors",
         "~/pipelines/x": "x",
         "x.gguf": "x.gguf",
         "https://hf.co/you/m/resolve/main/x.safetensors?token=secret": "https://hf.co/you/m/resolve/main/x.safetensors",

@@ -72,7 +72,7 @@ step("branch fetched", lambda: same(get("me/no-moon", revision="v2", token="hf_r
 step("main still", lambda: same(get("me/no-moon", token="hf_reader"), lora))
 step("no revision", lambda: same(get("me/no-moon", revision="v9", token="hf_reader"), lora))
 step("delta pushed", lambda: delta.push_to_hub("me/delta", token="hf_writer"))
-base = {{**delta.recipe.base, "id": "/home/me/secret/models/x", "config": "/home/me/secret/config"}}
+base = {{**delta.recipe.base, "id": "/srv/me/secret/models/x", "config": "/srv/me/secret/config"}}
 old = replace(delta, recipe=replace(delta.recipe, base=base))  # as records once were
 step("paths pushed", lambda: old.push_to_hub("me/old", token="hf_writer"))
 step("private, but public", lambda: delta.push_to_hub("me/delta", private=True, token="hf_writer"))

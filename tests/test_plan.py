@@ -440,7 +440,7 @@ def test_every_word_is_a_flag_of_erase():
         parsed("esd", ["--remembered"])
 
 
-def test_words_are_the_run_that_was_estimated(small, planner, bare, capsys):
+def test_words_are_the_run_that_was_estimated(small, planner, bare):
     """Said again with the words after it, the same command gives the estimate that was promised, and fits."""
     words = ["plan", "moon", "--model", small[0], "--method", "esd", "--steps", 2, "--batch", 1, "--dense"]
     words += ["--preserve", "star", "--device", "cpu", "--dtype", "float32", "--flops", 1e11]
@@ -456,8 +456,9 @@ def test_words_are_the_run_that_was_estimated(small, planner, bare, capsys):
     assert code == 0
     assert json.loads(out)["estimate"] == known["estimate"]
     assert json.loads(out)["fits"] is True
-    _show("moon", planner.estimate(ask), memory, fit(planner, ask, memory))
-    said = capsys.readouterr().out
+    with cli.out.capture() as shown:
+        _show("moon", planner.estimate(ask), memory, fit(planner, ask, memory))
+    said = shown.get()
     assert f"add {' '.join(known['flags'])}: " in said
     assert "FILE is what `erasers remember` writes" in said
 
