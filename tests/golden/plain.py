@@ -131,7 +131,7 @@ def main():
             try:
                 found = check(eraser, file)
             except Exception as error:  # whatever another library makes of the file is what is asked for
-                found = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
+                found = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
             ok = "error" not in found and max(found.values()) < TOLERANCE
             since = eraser.get("since", {}).get(file, "0")
             if numbers(seen["diffusers"]) < numbers(since):
