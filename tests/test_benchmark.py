@@ -84,7 +84,9 @@ def test_table_is_tidy(tmp_path):
 def test_committed_results_become_a_table(tmp_path):
     """Every row of docs/results, those without settings or hits too, through the command line."""
     files = sorted((ROOT / "docs/results").glob("*.jsonl"))
-    wanted = [json.loads(line) for f in files for line in f.read_text().splitlines()]
+    lines = [json.loads(line) for f in files for line in f.read_text().splitlines()]
+    pages = ("way", "mask")  # what one page sorts its rows by; but for that, pages may share a row
+    wanted = [json.loads(t) for t in {json.dumps({k: v for k, v in r.items() if k not in pages}): 0 for r in lines}]
     code, out, err = run("benchmark", "--out", tmp_path / "b", *(w for f in files for w in ("--import", f)))
     assert code == 0, err
     frame = read_table(tmp_path / "b")
