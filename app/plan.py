@@ -28,7 +28,7 @@ def _flags(
     ] = None,
     flops: Annotated[
         float | None,
-        typer.Option(help="Operations a second, such as 4e13. Default: measured.", rich_help_panel=PANEL),
+        typer.Option(help="Operations a second by data sheet, such as 4e13. Default: measured.", rich_help_panel=PANEL),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None: ...

@@ -5,6 +5,7 @@ save, load and one drawn step, each in a process of its own.
     python bench/plan_check.py --only sd15:esd            # one row (or SHAPE: or :METHOD)
     python bench/plan_check.py --only small-sd: --table   # print what is there, beside the estimates
 
+Where a row would not fit by its estimate it is run with gradient checkpointing, and left out if that does not help.
 Rows are added to `--out` one by one, and those that are there are not made again (`--again` makes them anew). The
 weights lie in `--folder` and are made when first needed; `--clean` removes those of a shape after its last row,
 whether that was measured now or was there, was left out or failed.
@@ -24,7 +25,7 @@ from typing import Any
 
 import shapes
 
-from erasers.erase import Loop, Machine, Planner, asked, configure, find, options
+from erasers.erase import Loop, Machine, Planner, Speed, asked, configure, find, options
 
 MB = 2**20
 METHODS = ("uce", "esd", "esd-dense", "salun", "sfd", "unhype", "concept_ablation")
@@ -42,7 +43,7 @@ class Case:
         without: components that are left out.
         other: component -> settings in place of the published ones.
         preset: of the methods.
-        checkpointing: activations are computed twice.
+        checkpointing: activations are computed twice, in every row.
     """
 
     shape: str
@@ -141,7 +142,7 @@ def tool(case: Case, method: str) -> Any:
     return configure(name, case.preset, settings)
 
 
-def measure(name: str, method: str, place: str) -> dict[str, Any]:
+def measure(name: str, method: str, *, place: str, checkpointing: bool) -> dict[str, Any]:
     """Here and now: load, erase, save, load, draw one step. Memory in MB (2^20 bytes)."""
     import torch
 
@@ -159,7 +160,7 @@ def measure(name: str, method: str, place: str) -> dict[str, Any]:
     loaded = torch.cuda.memory_allocated() / MB if on_gpu else resident() - start
     with Cost() as erasing:
         eraser = erase(
-            ["moon"], backbone, method=tool(case, method), preserve=["star"], seed=3, loop=_loop(case, method)
+            ["moon"], backbone, method=tool(case, method), preserve=["star"], seed=3, loop=_loop(method, checkpointing)
         )
     with tempfile.TemporaryDirectory() as folder:
         saved = eraser.save_pretrained(Path(folder) / "e", verify=backbone)
@@ -182,17 +183,17 @@ def measure(name: str, method: str, place: str) -> dict[str, Any]:
     }
 
 
-def _loop(case: Case, method: str) -> Loop | None:
-    return None if method == "uce" else Loop(checkpoint_every=0, gradient_checkpointing=case.checkpointing)
+def _loop(method: str, checkpointing: bool) -> Loop | None:
+    return None if method == "uce" else Loop(checkpoint_every=0, gradient_checkpointing=checkpointing)
 
 
-def estimate(name: str, method: str, planner: Planner, flops: float | None) -> dict[str, Any]:
+def estimate(name: str, method: str, planner: Planner, *, checkpointing: bool, speed: Speed | None) -> dict[str, Any]:
     """What `erasers plan` says of the same."""
     import torch
 
     case = CASES[name]
-    machine = Machine(device="cuda" if torch.cuda.is_available() else "cpu", dtype=case.dtype, flops=flops)
-    loop = _loop(case, method)
+    machine = Machine(device="cuda" if torch.cuda.is_available() else "cpu", dtype=case.dtype, speed=speed)
+    loop = _loop(method, checkpointing)
     ask = asked(planner, ["moon"], method=tool(case, method), preserve=["star"], loop=loop, machine=machine)
     e = planner.estimate(ask)
     return {
@@ -203,8 +204,8 @@ def estimate(name: str, method: str, planner: Planner, flops: float | None) -> d
         "written": e.written,
         "seconds": round(e.seconds, 1),
         "highest": e.highest.name,
-        "flops": e.rate,
-        "fits": (room := machine.room()) is None or e.memory <= room,
+        "speed": [e.speed.flops, e.speed.call],
+        "fits": (room := machine.room()) is None or e.fits(room),
     }
 
 
@@ -215,13 +216,13 @@ def off(row: dict[str, Any], *keys: str) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown: estimate / measured and the relative error."""
+    """The rows as Markdown: estimate / measured and the relative error. "twice": gradient checkpointing."""
     lines = [
-        "| shape | method | dtype | everything, MB | off | while erasing, MB | off | file, MB | off | s | off |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| shape | method | dtype | twice | everything, MB | off | erasing, MB | off | file, MB | off | s | off |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        cells = [row["shape"], row["method"], row["dtype"]]
+        cells = [row["shape"], row["method"], row["dtype"], "yes" if row["checkpointing"] else "no"]
         for keys, by in ((("process", "loaded", "erase"), 1), (("erase",), 1), (("written",), MB), (("seconds",), 1)):
             want, have = (sum(row[side][k] for k in keys) / by for side in ("estimate", "measured"))
             digits = ".1f" if by == MB or keys == ("seconds",) else ".0f"
@@ -244,16 +245,16 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS), help="with commas; default: all")
     parser.add_argument("--folder", type=Path, default=Path("plan-check"), help="for the weights on disk")
     parser.add_argument("--out", type=Path, default=Path("plan-check.jsonl"), help="one row for each shape and method")
-    parser.add_argument("--flops", type=float, help="operations a second; default: measured")
     parser.add_argument("--threads", type=int, help="of the measured process")
     parser.add_argument("--again", action="store_true", help="measure rows that are there already")
     parser.add_argument("--table", action="store_true", help="measure nothing; work the estimates out anew and print")
     parser.add_argument("--clean", action="store_true", help="remove a shape's weights after its last row")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--build", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print("\n" + json.dumps(measure(*args.measure)))
+        shape, method, place, twice = args.measure
+        print("\n" + json.dumps(measure(shape, method, place=place, checkpointing=twice == "yes")))
         return
     if args.build:
         build(args.build[0], Path(args.build[1]))
@@ -276,23 +277,28 @@ def main() -> None:
             there = [r for r in rows if (r["shape"], r["method"]) == (name, how)]
             if args.table or (there and not args.again):
                 for row in there[-1:]:
-                    row["estimate"] = estimate(name, how, planners[name], args.flops or row["estimate"]["flops"])
+                    speed, kept = Speed(*row["estimate"]["speed"]), row["checkpointing"]
+                    row["estimate"] = estimate(name, how, planners[name], checkpointing=kept, speed=speed)
                     shown.append(row)
                 continue
-            expected = estimate(name, how, planners[name], args.flops)
-            if not expected["fits"]:
+            for kept in (False, True)[CASES[name].checkpointing :]:  # where it would not fit, with checkpointing
+                expected = estimate(name, how, planners[name], checkpointing=kept, speed=None)
+                if expected["fits"]:
+                    break
+            else:
                 print(f"{name}:{how} is left out: it would not fit here, by the estimate: {expected}", file=sys.stderr)
                 continue
             me, place = [sys.executable, __file__], str(args.folder / name) if CASES[name].shape else name
             if CASES[name].shape:
                 subprocess.run([*me, "--build", name, place], check=True)
             env = {**os.environ, **({"OMP_NUM_THREADS": str(args.threads)} if args.threads else {})}
-            done = subprocess.run([*me, "--measure", name, how, place], capture_output=True, text=True, env=env)
+            me += ["--measure", name, how, place, "yes" if kept else "no"]
+            done = subprocess.run(me, capture_output=True, text=True, env=env)
             if done.returncode:
                 last = (done.stderr.strip().splitlines() or ["killed"])[-1]
                 print(f"{name}:{how} failed (exit {done.returncode}): {last}", file=sys.stderr, flush=True)
                 continue
-            row = {"shape": name, "method": how, "dtype": CASES[name].dtype}
+            row = {"shape": name, "method": how, "dtype": CASES[name].dtype, "checkpointing": kept}
             row["measured"] = json.loads(done.stdout.strip().splitlines()[-1])
             row["estimate"] = expected
             shown.append(row)

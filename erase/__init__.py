@@ -34,6 +34,7 @@ from ._plan import Ask, Estimate, Planner, asked, plan
 from ._recipe import Recipe
 from ._remember import remember
 from ._saliency import Mask
+from ._speed import Speed
 from ._student import Student
 from ._train import Diverged, Loop, Session, Trainer, checkpoints, main_process, train
 
@@ -69,6 +70,7 @@ __all__ = [
     "Recipe",
     "Session",
     "Sheet",
+    "Speed",
     "Stage",
     "Student",
     "Task",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
-import time
 from dataclasses import dataclass
 
 import torch
 
 from ..pipelines import chosen_device
-from ..prompts import InputError, first_line
+from ..prompts import InputError
+from ._speed import Speed
 
 GB, MB = 2**30, 2**20
 
@@ -24,8 +24,9 @@ class Machine:
         device: "cpu", "cuda", ..., which need not be here; None and "auto": a GPU where there is one.
         dtype: precision of the weights; None: what `load` chooses.
         memory: bytes there are; None: the device's own.
-        flops: floating point operations a second of a large matrix product; None: measured by a short one.
+        flops: floating point operations a second that its data sheet names; None: what it reaches is measured.
         embeddings: prompts are remembered (`load(..., embeddings=...)`), and no text encoder is loaded.
+        speed: what was measured there before, in place of `flops`.
     """
 
     device: str | None = None
@@ -33,6 +34,7 @@ class Machine:
     memory: int | None = None
     flops: float | None = None
     embeddings: bool = False
+    speed: Speed | None = None
 
     def __post_init__(self) -> None:
         if self.memory is not None and not self.memory > 0:
@@ -59,25 +61,6 @@ class Machine:
             return int(torch.cuda.mem_get_info(self.place)[1]) if mine else None
         names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
-
-
-def measured_rate(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product, in a fraction of a second.
-
-    Raises:
-        InputError: the device is not there.
-    """
-    n = 1024 if device.startswith("cpu") else 4096
-    try:
-        a = torch.randn(n, n, device=device).to(dtype)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"cannot measure {device!r}: {first_line(error)}; say how fast it is with --flops") from error
-    best = math.inf
-    for _ in range(4):
-        start = time.perf_counter()
-        float((a @ a)[0, 0])
-        best = min(best, time.perf_counter() - start)
-    return float(2 * n**3 / best)
 
 
 def parse_bytes(text: str) -> int:

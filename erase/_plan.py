@@ -13,15 +13,14 @@ from torch import nn
 from ..pipelines import Backbone, Loading, Scale, blueprint
 from ..prompts import Concept, InputError
 from ._erase import check_loop, chosen, prepared
-from ._machine import MB, Machine, measured_rate
+from ._machine import MB, Machine
 from ._method import Method, Task, name_of, settings_of
 from ._needs import Needs, Planned, Sheet, Stage
+from ._speed import Speed, measured
 from ._train import Loop
 
 MARGIN = 0.1
 """A setting fits if its estimate and this share of it do."""
-EFFICIENCY = 0.6
-"""What a network reaches of the rate of a large matrix product."""
 CONTEXT = 500 * MB
 """What CUDA itself takes of a GPU: an assumption."""
 RUNTIME = 900 * MB
@@ -68,7 +67,7 @@ class Estimate:
         parameters: how many the denoiser has.
         files: bytes of what is written into the eraser's folder, by file.
         work: bytes in the work folder at most, while it runs.
-        rate: operations a second that the times follow from.
+        speed: what the times follow from.
         draws: bytes at the highest point of drawing one image afterwards, the weights not counted.
     """
 
@@ -86,7 +85,7 @@ class Estimate:
     parameters: int
     files: Mapping[str, int]
     work: int
-    rate: float
+    speed: Speed
     draws: int
 
     @property
@@ -152,7 +151,7 @@ class Planner:
         self.model, self.call, self.how = os.fspath(model), call, how
         self._blueprints: dict[tuple[str, str | None], Backbone] = {}
         self._scales: dict[tuple[Any, ...], Scale] = {}
-        self._rates: dict[tuple[str, torch.dtype], float] = {}
+        self._speeds: dict[tuple[str, torch.dtype], Speed] = {}
 
     def blueprint(self, machine: Machine) -> Backbone:
         """The model on that machine, without weights."""
@@ -176,11 +175,11 @@ class Planner:
         needs = tool.needs(Sheet(backbone, ask.task, loop))
         half = HALVES.get(loop.mixed(backbone.dtype, machine.place))
         scale = self._scale(backbone, loop.gradient_checkpointing, half)
-        rate = self._rate(machine, half or backbone.dtype)
-        parts = [] if machine.embeddings else [_encoding(backbone, needs, rate)]
-        parts += [_part(s, scale, rate, machine) for s in needs.stages]
+        speed = self._speed(machine, half or backbone.dtype)
+        parts = [] if machine.embeddings else [_encoding(backbone, needs, speed)]
+        parts += [_part(s, scale, speed, machine) for s in needs.stages]
         if loop.validate_every:
-            parts.append(self._validation(ask, needs, scale=scale, rate=rate))
+            parts.append(self._validation(ask, needs, scale=scale, speed=speed))
         weights = on_device(backbone, machine)
         largest = max(p.numel() * p.element_size() for p in backbone.denoiser.parameters())
         return Estimate(
@@ -199,7 +198,7 @@ class Planner:
             parameters=sum(p.numel() for p in backbone.denoiser.parameters()),
             files=dict(needs.files),
             work=needs.work if loop.work is not None else 0,
-            rate=rate,
+            speed=speed,
             draws=max(scale.weigh(2).peak, scale.decode()),
         )
 
@@ -209,15 +208,17 @@ class Planner:
             self._scales[key] = Scale(backbone, checkpointing=checkpointing, half=half)
         return self._scales[key]
 
-    def _rate(self, machine: Machine, dtype: torch.dtype) -> float:
+    def _speed(self, machine: Machine, dtype: torch.dtype) -> Speed:
+        if machine.speed is not None:
+            return machine.speed
         if machine.flops is not None:
-            return machine.flops
+            return Speed.rated(machine.flops)
         key = (machine.place, dtype)
-        if key not in self._rates:
-            self._rates[key] = measured_rate(machine.place, dtype)
-        return self._rates[key]
+        if key not in self._speeds:
+            self._speeds[key] = measured(machine.place, dtype)
+        return self._speeds[key]
 
-    def _validation(self, ask: Ask, needs: Needs, *, scale: Scale, rate: float) -> Part:
+    def _validation(self, ask: Ask, needs: Needs, *, scale: Scale, speed: Speed) -> Part:
         """Drawing the validation images of a run."""
         n = len(ask.loop.validate) or len(ask.task.concepts) + min(2, len(ask.task.preserve))
         steps = int(getattr(ask.tool, "steps", 1))
@@ -226,7 +227,7 @@ class Planner:
         drawn = scale.weigh(2 * n)
         memory = {**last.held, **(last.host if ask.machine.host else {})}
         memory["activations"] = max(drawn.peak, scale.decode(n))
-        return Part("validation", memory, sheets * 20 * drawn.flops / (rate * EFFICIENCY))
+        return Part("validation", memory, 20 * sheets * speed.seconds(drawn.flops, drawn.steps))
 
 
 WORKSPACE = (30 * MB, 5)
@@ -246,21 +247,21 @@ def on_device(backbone: Backbone, machine: Machine) -> dict[str, int]:
     return {n: sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for n, m in there}
 
 
-def _part(stage: Stage, scale: Scale, rate: float, machine: Machine) -> Part:
+def _part(stage: Stage, scale: Scale, speed: Speed, machine: Machine) -> Part:
     """A stage's highest point and time."""
-    highest, flops = stage.peak, stage.flops
+    highest, flops, steps = stage.peak, stage.flops, 0.0
     for call in stage.calls:
         one = scale.weigh(call.rows, call.learns, again=stage.again and call.learns is not None)
         under = sum(scale.weigh(rows, learns).held for rows, learns in call.under)
         highest = max(highest, one.peak + under)
-        flops += call.times * one.flops
+        flops, steps = flops + call.times * one.flops, steps + call.times * one.steps
     memory = {**stage.held, **(stage.host if machine.host else stage.device)}
     if highest:
         memory["activations"] = highest
-    return Part(stage.name, memory, stage.repeats * flops / (rate * EFFICIENCY))
+    return Part(stage.name, memory, stage.repeats * speed.seconds(flops, steps))
 
 
-def _encoding(backbone: Backbone, needs: Needs, rate: float) -> Part:
+def _encoding(backbone: Backbone, needs: Needs, speed: Speed) -> Part:
     """Encoding the prompts: two operations for each weight and token, and the states of the layers."""
     tokens = max((s[1] for s in _states(backbone)), default=77)
     flops, width = 0.0, 0
@@ -271,7 +272,7 @@ def _encoding(backbone: Backbone, needs: Needs, rate: float) -> Part:
             flops += 2.0 * (sum(p.numel() for p in net.parameters()) - tables) * tokens * needs.prompts
             wide = max((m.out_features for m in net.modules() if isinstance(m, nn.Linear)), default=0)
             width = max(width, wide * next(net.parameters()).element_size())
-    return Part("prompts", {"activations": 3 * min(needs.prompts, 64) * tokens * width}, flops / (rate * EFFICIENCY))
+    return Part("prompts", {"activations": 3 * min(needs.prompts, 64) * tokens * width}, speed.seconds(flops))
 
 
 def _states(backbone: Backbone) -> list[tuple[int, ...]]:

@@ -81,11 +81,13 @@ class Pass:
         flops: operations of both.
         peak: most bytes at once beside weights, students and optimisers; gradients as they arrive included.
         held: bytes between the two: what the backward pass needs.
+        steps: how many operations of torch have a result.
     """
 
     flops: int
     peak: int
     held: int
+    steps: int
 
 
 MANY = 101
@@ -107,9 +109,11 @@ class _Trace:
     def at(self, rows: int) -> Pass:
         """The same pass with so many rows in place of `MANY`."""
         sizes = np.array(self.events, dtype=np.int64)
-        there = np.where(sizes % MANY == 0, sizes // MANY * rows, sizes).cumsum()
+        sizes = np.where(sizes % MANY == 0, sizes // MANY * rows, sizes)
+        there = sizes.cumsum()
         held = int(there[self.half - 1]) if self.half else 0
-        return Pass(self.flops * rows // MANY, int(there.max(initial=0)), held)
+        flops = self.flops * rows // MANY
+        return Pass(flops, int(there.max(initial=0)), held, int((sizes > 0).sum()))
 
 
 class Scale:

@@ -1,0 +1,65 @@
+"""How long a plan says a run takes, against torch's own counter and arithmetic."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from erasers.erase import Loop, Machine, Planner, Speed, asked
+from erasers.erase._speed import CALL, REACHED, Piece, measured, piece_flops
+from erasers.pipelines import Scale, load
+from erasers.prompts import InputError
+
+
+@pytest.mark.parametrize(("rows", "width", "side"), [(1, 640, 32), (3, 128, 8)])
+def test_operations_of_the_piece_are_those_that_torch_counts(rows, width, side):
+    with torch.device("meta"):
+        piece, x = Piece(width), torch.empty(rows, width, side, side)
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        assert piece(x).shape == x.shape
+    assert piece_flops(rows, width, side) == counted.get_total_flops()
+
+
+def test_a_machine_is_measured():
+    before = torch.get_rng_state()
+    speed = measured("cpu", torch.float32)
+    assert 1e8 < speed.flops < 1e15
+    assert 1e-8 < speed.call < 1e-2
+    assert torch.equal(before, torch.get_rng_state()), "what is drawn next does not change"
+    with pytest.raises(InputError, match=r"cannot measure 'cuda:77'.*--flops"):
+        measured("cuda:77", torch.float32)
+
+
+def test_seconds_are_operations_and_calls():
+    assert Speed(2e9, 1e-3).seconds(6e9, 500) == pytest.approx(3.5)
+    assert Speed.rated(1e12).seconds(6e11) == pytest.approx(0.6 / REACHED)
+    assert Speed.rated(1e12).call == CALL
+
+
+def test_a_runs_time_follows_from_its_passes():
+    """ESD of three steps, its stage of steps by hand: the passes that it names, forward and backward."""
+    planner, esd = Planner("canvas-sd"), ("esd", {"steps": 3, "batch": 2, "rank": 4})
+    found = {}
+    for flops, call in ((1e9, 0.0), (float("inf"), 1.0), (1e9, 1.0)):
+        machine = Machine("cpu", "float32", speed=Speed(flops, call))
+        ask = asked(planner, ["moon"], method=esd, preserve=["star"], loop=Loop(), machine=machine)
+        found[flops, call] = {p.name: p.seconds for p in planner.estimate(ask).parts}
+    both = found[1e9, 1.0]
+    assert both["step"] == pytest.approx(found[1e9, 0.0]["step"] + found[float("inf"), 1.0]["step"])
+    scale = Scale(planner.blueprint(Machine("cpu", "float32")))
+    student = scale.weigh(
+        4, ask.tool.learns
+    )  # of two latents with the concept and two without, from a pool made before
+    assert found[1e9, 0.0]["step"] == pytest.approx(3 * student.flops / 1e9)
+    assert found[float("inf"), 1.0]["step"] == 3 * student.steps
+
+
+def test_operations_of_torch_are_counted():
+    """As many as a real pass allocates memory for, what kernels take for a moment counted by the profiler too."""
+    real = load("canvas-sd")
+    scale = Scale(Planner("canvas-sd").blueprint(Machine("cpu", "float32")))
+    x, t, cond = torch.randn(2, *real.latent_shape), torch.full((2,), 500.0), real.encode(["a", "a"])
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as seen:
+        real.denoise(x, t, cond)
+    made = sum(e.name() == "[memory]" and e.nbytes() > 0 for e in seen.profiler.kineto_results.events())
+    assert 0.5 < scale.weigh(2).steps / made < 1.5, made
