@@ -60,7 +60,7 @@ def chosen_device(device: str | None = None, *, here: bool = True) -> str:
         raise InputError(f"cannot use device {device!r}: expected --device auto, cpu, cuda, cuda:1, mps ...") from error
     if not here:
         return device
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "meta": False}
     if not there.get(found.type, True):
         raise InputError(f"cannot use device {device!r}: this computer has none that torch can use; see --device")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
