@@ -471,7 +471,7 @@ def export(
     from ..pipelines import DTYPES
 
     if dtype is not None and dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+        raise unknown("--dtype", dtype, DTYPES)
     _refuse_unread(model, words(reading, device=device))
     loaded = _erasers([eraser])[0]
     exact = to == "lycoris" or rank is not None or energy is not None  # the files' precision is another matter
