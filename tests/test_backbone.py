@@ -3,7 +3,6 @@
 import copy
 import inspect
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -585,23 +584,6 @@ class TestLoad:
         tiny.sd().save_pretrained(tmp_path / "m", safe_serialization=False)
         with pytest.raises(InputError, match=r"cannot load .* the weights of .*unet.* are pickled \(\.bin\)"):
             load(tmp_path / "m")
-
-    def test_a_folder_that_lacks_a_part(self, tmp_path):
-        """The line names the part, and what to change."""
-        tiny.sd().save_pretrained(tmp_path / "whole")
-        for gone, told in (
-            ("unet", "the folder lacks unet: save the whole pipeline, or name another with --model"),
-            ("text_encoder", "the folder lacks text_encoder: .* of text encoders --embeddings takes the place"),
-            ("scheduler", "the folder lacks scheduler"),
-            ("unet/diffusion_pytorch_model.safetensors", r"no weights \(\*\.safetensors\) in unet: .* --model"),
-            ("text_encoder/model.safetensors", r"no weights \(\*\.safetensors\) in text_encoder"),
-        ):
-            folder = tmp_path / gone.replace("/", "-")
-            shutil.copytree(tmp_path / "whole", folder)
-            shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()
-            with pytest.raises(InputError, match=told) as error:
-                load(folder)
-            assert "\n" not in str(error.value)
 
     def test_truncated_weights(self, tmp_path):
         tiny.sd().save_pretrained(tmp_path / "m")

@@ -611,6 +611,25 @@ class TestRefusals:
         refused("cannot use device 'meta'", "--device", device="meta")
         assert load("canvas-sd", device="auto").device.type == ("cuda" if there else "cpu")
 
+    def test_a_folder_that_lacks_a_part(self, tmp_path):
+        """The line names the part, and what to change."""
+        tiny.sd().save_pretrained(tmp_path / "whole")
+        network = "no weights (*.safetensors) in"
+        for gone, told in (
+            ("unet", "the folder lacks unet: save the whole pipeline, or name another with --model"),
+            ("text_encoder", "; of text encoders --embeddings takes the place"),
+            ("scheduler", "the folder lacks scheduler"),
+            (
+                "unet/diffusion_pytorch_model.safetensors",
+                f"{network} unet: fetch all of it, or name another with --model",
+            ),
+            ("text_encoder/model.safetensors", f"{network} text_encoder"),
+        ):
+            folder = tmp_path / gone.replace("/", "-")
+            shutil.copytree(tmp_path / "whole", folder)
+            shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()
+            refused(told, source=folder)
+
 
 class TestCommands:
     """The same on the command line."""
