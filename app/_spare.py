@@ -7,6 +7,8 @@ from collections.abc import Sequence
 DRAWING = ("draw", "grid", "evaluate", "benchmark")
 REMEMBERED = ("erase", "draw", "grid", "evaluate")
 """The commands that take --embeddings."""
+AGAIN = ("--batch", "--accumulate", "--dtype", "--device")
+"""What another value may help of, though it was given."""
 
 
 def spares(args: Sequence[str], default: str) -> str:
@@ -17,7 +19,7 @@ def spares(args: Sequence[str], default: str) -> str:
         default: the method of `erase` that names none.
     """
     said = {a.partition("=")[0] for a in args}
-    free = [w for w in _flags(args, default) if (f := _flag(w)) in ("--batch", "--accumulate") or f not in said]
+    free = [w for w in _flags(args, default) if (flag := _flag(w)) in AGAIN or flag not in said]
     if not free:
         return "no flag of this command takes less: run it where there is more memory"
     told = "; `erasers plan` with the same flags says what fits" if args[:1] == ["erase"] else ""

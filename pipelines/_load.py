@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
-from ..prompts import InputError, first_line, out_of_memory, unknown
+from ..prompts import InputError, causes, first_line, out_of_memory, unknown
 from ._backbone import Backbone
 from ._bundled import BUNDLED, CANVAS
 from ._families import FAMILIES
@@ -190,6 +190,9 @@ def _why(error: BaseException, where: Path, how: Loading) -> str:
             return f"all its weights are of a variant: add --model-variant {sorted(there)[0]} ({line})"
         if lacks := _lacking(where):
             return f"{lacks} ({line})"
+    if damaged := [e for e in causes(error) if isinstance(e, SafetensorError)]:
+        told = "" if damaged[0] is error else f"{line.rstrip('.')}: "
+        return f"{told}the file is damaged or cut off ({first_line(damaged[0])}); fetch it again"
     hints = [f"{flag} {v}" for flag, v in (("--model-revision", how.revision), ("--model-variant", how.variant)) if v]
     return f"{line}; is {' and '.join(hints)} right?" if hints else f"{line}; --model names another"
 

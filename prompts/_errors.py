@@ -36,5 +36,17 @@ def first_line(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or the computer's memory was not enough."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or any(sign in str(error) for sign in NO_MEMORY)
+    return any(
+        isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or any(s in str(e) for s in NO_MEMORY)
+        for e in causes(error)
+    )
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and what led to it, one after the other."""
+    found: list[BaseException] = []
+    last: BaseException | None = error
+    while last is not None and last not in found:
+        found.append(last)
+        last = last.__cause__ or last.__context__
+    return found

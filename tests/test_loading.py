@@ -608,7 +608,8 @@ class TestRefusals:
         refused("--device", "gpu9", device="gpu9")
         there = torch.cuda.device_count()
         refused("--device", f"cuda:{there}", device=f"cuda:{there}")
-        refused("cannot use device 'meta'", "--device", device="meta")
+        for none in ("meta", "hpu"):
+            refused(f"cannot use device '{none}'", "--device", device=none)
         assert load("canvas-sd", device="auto").device.type == ("cuda" if there else "cpu")
 
     def test_a_folder_that_lacks_a_part(self, tmp_path):
@@ -629,6 +630,12 @@ class TestRefusals:
             shutil.copytree(tmp_path / "whole", folder)
             shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()
             refused(told, source=folder)
+        for part in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+            file = tmp_path / "whole" / part
+            whole = file.read_bytes()
+            file.write_bytes(whole[:-100])
+            refused("the file is damaged or cut off", "fetch it again", source=tmp_path / "whole")
+            file.write_bytes(whole)
 
 
 class TestCommands:
@@ -783,6 +790,13 @@ class TestCommands:
             RuntimeError("unable to mmap 100 bytes from file </m/x.safetensors>: Cannot allocate memory (12)"),
             OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         ):
+            assert out_of_memory(error)
+        try:
+            try:
+                raise MemoryError
+            except MemoryError:
+                raise OSError("unable to load weights") from None  # as a library hides it
+        except OSError as error:
             assert out_of_memory(error)
         assert not out_of_memory(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
