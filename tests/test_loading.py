@@ -791,13 +791,9 @@ class TestCommands:
             OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         ):
             assert out_of_memory(error)
-        try:
-            try:
-                raise MemoryError
-            except MemoryError:
-                raise OSError("unable to load weights") from None  # as a library hides it
-        except OSError as error:
-            assert out_of_memory(error)
+        hidden = OSError("unable to load weights")  # as a library tells it
+        hidden.__context__ = MemoryError()
+        assert out_of_memory(hidden)
         assert not out_of_memory(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
