@@ -34,26 +34,27 @@ def _flags(args: Sequence[str], default: str) -> list[str]:
     gpu = torch.cuda.is_available() and not _value(args, "--device").startswith("cpu")
     kind = _value(args, "--dtype")
     half = kind in ("float16", "bfloat16") or (gpu and not kind)  # a GPU's default
-    training, writes, masked = _training(args, default) if verb == "erase" else ([], False, False)
+    training, dense, masked = _training(args, default) if verb == "erase" else ([], False, False)
     loading: list[str] = []
-    if verb in (*DRAWING, "erase", "remember", "export", "push"):
-        loading = [] if half or writes else ["--dtype bfloat16"]
-        loading += ["--embeddings FILE (what `erasers remember` writes)"] if verb in REMEMBERED else []
-    if verb in ("remember", "export", "push", "score"):
-        loading += ["--device cpu"] if gpu else []
-    elif loading and not writes:
+    if verb in (*DRAWING, "erase", "remember", "export", "push") and not half and not dense:
+        loading.append("--dtype bfloat16")
+    if verb in REMEMBERED:
+        loading.append("--embeddings FILE (what `erasers remember` writes)")
+    if verb in ("remember", "export", "push", "score") and gpu:
+        loading.append("--device cpu")
+    if verb in (*DRAWING, "erase") and not dense and not masked:
         least = " (least: sequential)" if verb in DRAWING else ""
-        few = ["--quantize bnb4"] if gpu else ["--quantize ao-int8"]
-        loading += [f"--offload model{least}", *few] if gpu else few
+        loading += [f"--offload model{least}", "--quantize bnb4"] if gpu else ["--quantize ao-int8"]
     spare = ["--vae-slicing", "--vae-tiling"] if verb in DRAWING else []
-    eight = ["--optimizer adam8bit"] if training and not masked else []
+    eight = ["--optimizer adam8bit"] if training and not (dense and masked) else []
     lower = ["a lower --batch"] if verb in ("draw", "train-judge") else []
     return [*lower, *training, *loading, *spare, *eight]
 
 
 def _training(args: Sequence[str], default: str) -> tuple[list[str], bool, bool]:
-    """Of `erase`: what makes training smaller, whether it writes the weights themselves (offloaded, quantised or half
-    ones are refused then), and whether under a mask, with an optimiser of its own.
+    """Of `erase`: what makes training smaller, whether it writes the weights themselves (offloaded, quantised and half
+    ones are refused then), and whether it ranks them for a mask (offloaded and quantised ones are refused then; what
+    writes under a mask has an optimiser of its own).
     """
     from ..erase import find, options
 
@@ -63,7 +64,7 @@ def _training(args: Sequence[str], default: str) -> tuple[list[str], bool, bool]
     paper = "paper" in _value(args, "--preset")
     dense = "dense" in has and "--no-dense" not in args and ("--dense" in args or has["dense"] is True or paper)
     parts = [*(["a lower --batch"] if "batch" in has else []), "a higher --accumulate", "--gradient-checkpointing"]
-    return [*parts, *(["--no-dense"] if dense else [])], dense, dense and has["dense"] is True
+    return [*parts, *(["--no-dense"] if dense else [])], dense, has.get("dense") is True
 
 
 def _value(args: Sequence[str], flag: str) -> str:

@@ -746,6 +746,8 @@ class TestCommands:
                 ("erase moon --method esd --preset paper --no-dense", training, ("--no-dense",)),
                 ("erase moon --method salun", ("--no-dense", "--accumulate"), (*loading, "--optimizer")),
                 ("erase moon --method esd --gradient-checkpointing --embeddings=f", ("--accumulate",), training[2:3]),
+                ("erase moon --method salun --no-dense", training, ("--offload", "--quantize", "--no-dense")),
+                ("benchmark --out b", ("--quantize", "--vae-slicing"), ("--embeddings", *training)),
                 ("grid --eraser e", ("--embeddings", "--vae-slicing"), training),
                 ("grid --eraser e --vae-slicing", ("--vae-tiling",), ("--vae-slicing",)),
                 ("remember moon", (), (*training, "--embeddings", "--vae-slicing")),
