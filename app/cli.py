@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -24,6 +24,7 @@ from ..prompts import InputError, first_line, out_of_memory, unknown
 from ._benchmark import benchmark
 from ._loading import loading, loads, words
 from ._report import report
+from ._spare import spares
 
 if TYPE_CHECKING:
     from ..erase import Eraser
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from ..prompts import Prompt, World
 
 DEFAULT_METHOD = "uce"
+DEMO = "canvas-demo"  # the prompts that are drawn where none are named
 LOOP = "Training (trained methods)"
+INTERRUPTED = 130  # what a program that was interrupted exits with; typer returns it too
 USAGE: Any = typer.BadParameter.__mro__[2]  # typer's base of all complaints about the words of a command
 out = Console()
 err = Console(stderr=True)
@@ -200,6 +203,8 @@ def erase(
         f"{eraser.payload.summary()}, {size / 1e6:.2f} MB, in {folder}"
     )
     base = f"--model {shlex.quote(model)}{words(reading, dtype=dtype, device=device)}"
+    if embeddings is not None and not backbone.unencodable([p.text for p in _prompts(None, None)]):
+        base += f" --embeddings {shlex.quote(str(embeddings))}"
     _say(f"next: erasers grid {base} --eraser {shlex.quote(str(folder))} --out grid.png")
     if kept and (change := remedy(tool)):
         _warn(f"--preserve changed nothing: {method} with these settings reads no preserved names; {change}")
@@ -242,7 +247,7 @@ def draw(
     """Draw a prompt set; with erasers on, into OUT/erased, and beside it the unerased control in OUT/original. After a
     kill the same command goes on; `torchrun --nproc_per_node N -m erasers.app.cli draw ...` shares the work.
     """
-    from ..eval import clear, collect
+    from ..eval import check_remembered, clear, collect
     from .answers import seed_list as numbers
 
     place = _world(protocol, prompts, seeds, seed_list)
@@ -252,6 +257,7 @@ def draw(
         sides = {"original": out_folder / "original", **sides}
     loaded = _erasers(eraser)
     backbone = _load(model, dtype, device, reading, embeddings)
+    check_remembered(backbone, wanted, [protocol or prompts or DEMO])
     given = {"steps": steps, "guidance": guidance, "sampler": sampler, "batch": batch, "noise": noise}
     how = _chosen(backbone, place, given)
     for one in loaded:
@@ -301,6 +307,7 @@ def grid(
     force: ForceOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    embeddings: EmbeddingsOption = None,
     *,
     reading: Mapping[str, Any],
 ) -> None:
@@ -308,16 +315,17 @@ def grid(
     if not eraser:
         raise InputError("no eraser given: name at least one with --eraser FOLDER")
     from ..erase import check_target
+    from ..eval import check_remembered, save_image
     from ..eval import draw as run
     from ..eval import grid as sheet
-    from ..eval import save_image
 
     if out_file.suffix.lower() != ".png":
         raise InputError(f"--out: expected a file name ending in .png, got {str(out_file)!r}")
     check_target(out_file, force)
     wanted = _prompts(prompts, None)
     loaded = _erasers(eraser)
-    backbone = _load(model, dtype, device, reading)
+    backbone = _load(model, dtype, device, reading, embeddings)
+    check_remembered(backbone, wanted, [prompts or DEMO])
     how = _sampling(backbone, steps, guidance)
     columns = {"original": run(backbone, wanted, how=how, label="original").images}
     for k, one in enumerate(loaded, start=1):
@@ -364,6 +372,7 @@ def evaluate(
     as_json: JsonOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    embeddings: EmbeddingsOption = None,
     *,
     reading: Mapping[str, Any],
 ) -> None:
@@ -381,7 +390,7 @@ def evaluate(
     if out_file is not None:
         check_target(out_file, force)
     loaded = _erasers(eraser)
-    backbone = _load(model, dtype, device, reading)
+    backbone = _load(model, dtype, device, reading, embeddings)
     for one in loaded:
         one.check_base(backbone)
     from ..prompts import CANVAS, UNLEARN_CANVAS
@@ -462,7 +471,7 @@ def export(
     from ..pipelines import DTYPES
 
     if dtype is not None and dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+        raise unknown("--dtype", dtype, DTYPES)
     _refuse_unread(model, words(reading, device=device))
     loaded = _erasers([eraser])[0]
     exact = to == "lycoris" or rank is not None or energy is not None  # the files' precision is another matter
@@ -641,7 +650,7 @@ def _prompts(source: str | None, seeds: int | None) -> list[Prompt]:
 
     from ..prompts import load
 
-    rows = load(source or "canvas-demo")
+    rows = load(source or DEMO)
     return rows if seeds is None else list(dict.fromkeys(replace(p, seed=s) for p in rows for s in range(seeds)))
 
 
@@ -767,37 +776,20 @@ def main() -> None:
         code = build(sys.argv[1:])(standalone_mode=False)
     except InputError as error:
         _complain(str(error))
-    except (RuntimeError, MemoryError) as error:
+    except (typer.Abort, KeyboardInterrupt):  # before what it derives from
+        code = INTERRUPTED
+    except (RuntimeError, MemoryError, OSError) as error:
         if not out_of_memory(error):
             raise
-        _complain(f"out of memory: {first_line(error)[:160]}; {_spares(sys.argv[1:])}")
+        _complain(f"out of memory: {first_line(error)[:160]}; {spares(sys.argv[1:], DEFAULT_METHOD)}")
     except USAGE as error:
         if len(sys.argv) == 1:  # nothing was asked for: typer's message is the help
             error.show()
             sys.exit(2)
         _complain(" ".join(error.format_message().split()))
-    except (typer.Abort, KeyboardInterrupt):
+    if code == INTERRUPTED:
         err.print("erasers: interrupted; a training run goes on with the same command and --resume", style="red")
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _spares(args: Sequence[str]) -> str:
-    """What makes a command need less memory where it runs, most effective first."""
-    import torch
-
-    asked = next((w for a, w in zip(["", *args], [*args, ""], strict=True) if a == "--device"), "")
-    asked = next((a.partition("=")[2] for a in args if a.startswith("--device=")), asked)
-    gpu = torch.cuda.is_available() and asked != "cpu"
-    if "erase" in args[:1]:
-        less = ", --offload model or --quantize bnb4" if gpu else " or --quantize ao-int8"
-        return (
-            "lower --batch or raise --accumulate, add --gradient-checkpointing, load with --dtype bfloat16"
-            f"{less}, or take --optimizer adam8bit"
-        )
-    fewer = "lower --batch, " if "draw" in args[:1] else ""
-    less = "--offload model (least: sequential)" if gpu else "--quantize ao-int8"
-    return f"{fewer}load with --dtype bfloat16 or {less}, add --vae-slicing or --vae-tiling"
 
 
 def _complain(message: str) -> NoReturn:

@@ -39,8 +39,12 @@ def _file(
         "prompts.safetensors"
     ),
     prompts: Annotated[
-        str | None,
-        typer.Option("--prompts", "-p", help="Encode a named set or a CSV too, for `draw --embeddings`."),
+        list[str] | None,
+        typer.Option(
+            "--prompts",
+            "-p",
+            help="Encode a named set or a CSV too, for draw and grid; for evaluate plan:canvas:CONCEPT. Repeatable.",
+        ),
     ] = None,
 ) -> None: ...
 
@@ -63,8 +67,9 @@ def remember_like(erase: Callable[..., None]) -> Callable[..., None]:
         erase,
         _file,
         _remember,
-        """Encode every prompt that erasing would, into one file: `erase --embeddings FILE` then loads no text encoder.
-        The flags are those of `erase`: change that one word. The whole model is loaded, if need be with --device cpu.
+        """Encode every prompt that erasing would, into one file: `erase --embeddings FILE` then loads no text encoder,
+        nor do `draw`, `grid` and `evaluate` with the prompts that --prompts names. The flags are those of `erase`:
+        change that one word. The whole model is loaded, if need be with --device cpu.
         """,
     )
 
@@ -133,7 +138,7 @@ def _remember(said: dict[str, Any], settings: dict[str, Any]) -> None:
     check_target(target, said["force"])
     if said["embeddings"] is not None:
         raise InputError("--embeddings: that is what is made here; leave it out, or erase with it")
-    also = [p.text for p in _prompts(said["prompts"], None)] if said["prompts"] is not None else []
+    also = [p.text for source in said["prompts"] or () for p in _prompts(source, None)]
     backbone = _load(said["model"], said["dtype"], said["device"], reading)
     preset = suited(said["method"], said["preset"] or backbone.preset, backbone.family)
     tool, concepts = configure(said["method"], preset, given), _concepts(said, backbone)

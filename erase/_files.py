@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..pipelines import PICKLES
-from ..prompts import InputError, usual_mode
+from ..prompts import InputError, out_of_memory, usual_mode
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "eraser_kohya.safetensors"
@@ -158,6 +158,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as f:
             return {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(f"{path} is no whole safetensors file ({error}): download or write it again") from error
 
 

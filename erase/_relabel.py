@@ -109,7 +109,7 @@ class Relabeller(Finetuner):
         """
         self.session = session
         if self.settings.dense and session.accelerator.mixed_precision == "fp16":
-            raise InputError("mixed precision 'fp16' scales gradients, which a mask does not know: use bf16 or no")
+            raise InputError("--mixed-precision fp16 scales gradients, which a mask does not know: use bf16 or no")
         with torch.no_grad(), self.backbone.using(None):
             self.null = self.backbone.unconditional(1)
             self.encode()

@@ -94,7 +94,7 @@ class Loop:
                 got = getattr(self, name)
                 raise InputError(f"{name.replace('_', '-')}: expected a number of at least {least}, got {got}")
         if self.mixed_precision not in get_args(Precision):
-            raise unknown("mixed precision", self.mixed_precision, get_args(Precision))
+            raise unknown("--mixed-precision", self.mixed_precision, get_args(Precision))
         if self.optimizer not in get_args(Optimizer):
             raise unknown("--optimizer", self.optimizer, get_args(Optimizer))
         for tracker in self.track:
@@ -118,7 +118,7 @@ class Loop:
             InputError: it was asked for, and this device cannot.
         """
         if self.mixed_precision == "fp16" and device.startswith("cpu"):
-            raise InputError("mixed precision 'fp16' needs a GPU: use bf16 or no")
+            raise InputError("--mixed-precision fp16 needs a GPU: use bf16 or no")
         if self.mixed_precision != "auto":
             return self.mixed_precision
         return "fp16" if dtype == torch.float16 and device.startswith("cuda") else "no"
@@ -188,7 +188,7 @@ class Session:
                 kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
             )
         except (ValueError, ImportError) as error:
-            raise InputError(f"mixed precision {precision!r} does not work here: {error}") from error
+            raise InputError(f"--mixed-precision {precision} does not work here: {error}") from error
         if self.accelerator.device.type != kind:
             raise InputError(
                 f"{backbone.name} is on {kind}, this process trains on {self.accelerator.device}: see --device"

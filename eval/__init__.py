@@ -12,7 +12,7 @@ from ._convert_judge import convert_judge
 from ._cost import COST_FILE, Cost, cost_of, resident
 from ._evaluate import Control, Report, evaluate, mean, protocol_sampling
 from ._evaluator import Case, Evaluator, choose, evaluators, find
-from ._gallery import Gallery, Sampling, check_place, draw, loaded_as, sampling
+from ._gallery import Gallery, Sampling, check_place, check_remembered, draw, loaded_as, sampling
 from ._grid import grid, save_image
 from ._judge import Judges, Verdict, judges
 from ._paired import Difference, paired, plan_of
@@ -48,6 +48,7 @@ __all__ = [
     "best",
     "captioned",
     "check_place",
+    "check_remembered",
     "choose",
     "clear",
     "collect",

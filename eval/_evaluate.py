@@ -12,7 +12,7 @@ from ..erase import Eraser
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError, Prompt, World
 from ._evaluator import Case, Evaluator, choose
-from ._gallery import Gallery, Sampling, check_place, draw, record, sampling, size
+from ._gallery import Gallery, Sampling, check_place, check_remembered, draw, record, sampling, size
 from ._judge import UNMEASURED, Judges, Verdict
 from ._judge import judges as own_judges
 from ._score import NotApplicable, Score
@@ -128,7 +128,8 @@ def evaluate(
         force: replace galleries that are there already.
 
     Raises:
-        InputError: the pipeline's world has no judges, or an unknown evaluator.
+        InputError: the pipeline's world has no judges, an unknown evaluator, or prompts that a pipeline without text
+            encoders does not remember.
     """
     stack = [eraser] if isinstance(eraser, Eraser) else list(eraser)
     tools = only if isinstance(only, Mapping) else choose(only)
@@ -141,6 +142,7 @@ def evaluate(
     if not concepts:
         raise InputError("expected at least one eraser to score, got none")
     prompts = tuple(dict.fromkeys(p for c in concepts for p in control.plan(c)))
+    check_remembered(backbone, prompts, [world.plan_name(c.name) for c in concepts])
     base, seen_base = control.side(prompts)
     gallery = draw(backbone, prompts, stack, how=control.how, label="erased")
     seen = control.judges.look(gallery.images)

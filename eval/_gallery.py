@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..erase import Eraser, Payload, check_target, write_folder
-from ..pipelines import Backbone, Values, fingerprint
+from ..pipelines import Backbone, Values, fingerprint, some
 from ..prompts import InputError, Prompt, unknown
 
 MANIFEST = "manifest.json"
@@ -193,6 +194,26 @@ def read_image(path: Path) -> Image.Image:
 def check_place(target: Path, force: bool) -> None:
     """Make sure a gallery can be written there. Raises `InputError` as `Gallery.save` does."""
     check_target(target, force, holds=MANIFEST)
+
+
+def check_remembered(backbone: Backbone, prompts: Sequence[Prompt], sets: Sequence[str]) -> None:
+    """Make sure, before anything is drawn, that a pipeline without text encoders remembers every prompt.
+
+    Args:
+        backbone: the pipeline.
+        prompts: what is to be drawn.
+        sets: what `prompts.load` calls them, as `erasers remember --prompts` takes it.
+
+    Raises:
+        InputError: it does not; the message says how to make it.
+    """
+    texts = list(dict.fromkeys(p.text for p in prompts))
+    if missing := backbone.unencodable(texts):
+        flags = " ".join(f"--prompts {shlex.quote(s)}" for s in sets)
+        raise InputError(
+            f"{len(missing)} of {len(texts)} prompts are not remembered ({some(missing)}): say the `erasers remember` "
+            f"that made the file of --embeddings once more, with {flags} --force; or leave --embeddings out"
+        )
 
 
 def draw(

@@ -10,6 +10,7 @@ from ..erase import Eraser
 from ..pipelines import Backbone
 from ..prompts import InputError
 from ._evaluate import Control, Report, evaluate
+from ._gallery import check_remembered
 from ._score import Score
 
 
@@ -68,5 +69,7 @@ def in_sequence(
     flat = [n for part in names for n in part]
     if twice := sorted({n for n in flat if flat.count(n) > 1}):
         raise InputError(f"{twice[0]!r} is erased twice in the sequence: leave one of the two out")
+    asked = [p for n in flat for p in control.plan(control.world.find(n))]
+    check_remembered(backbone, asked, [control.world.plan_name(n) for n in flat])  # before the first of them is scored
     reports = [evaluate(erasers[:k], backbone, only=only, control=control) for k in range(1, len(erasers) + 1)]
     return Steps(tuple(names), tuple(reports))

@@ -11,7 +11,7 @@ from ._hub import asking_hub
 from ._ledger import Ledger
 from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
 from ._loading import Loading, Offload, Quantize
-from ._memory import Embeddings
+from ._memory import Embeddings, some
 from ._overlay import check_unfused, overlay
 from ._place import DTYPES, chosen_device, half_precision
 from ._prompted import Pairs, Read, Write, Writer, writers
@@ -74,6 +74,7 @@ __all__ = [
     "prompt_signals",
     "quiet",
     "signals",
+    "some",
     "step_generator",
     "unplug",
     "watch",

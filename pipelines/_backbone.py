@@ -188,6 +188,10 @@ class Backbone(Protocol):
         """
         ...
 
+    def unencodable(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts that it neither remembers nor can encode, its text encoders being gone."""
+        ...
+
     def noting(self) -> AbstractContextManager[Mapping[str, None]]:
         """Inside, every prompt that is asked for is noted, in order."""
         ...

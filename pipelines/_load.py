@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
-from ..prompts import InputError, first_line, out_of_memory, unknown
+from ..prompts import InputError, causes, first_line, out_of_memory, unknown
 from ._backbone import Backbone
 from ._bundled import BUNDLED, CANVAS
 from ._families import FAMILIES
@@ -31,6 +31,7 @@ from ._stock import StockBackbone
 from ._transformer import TransformerBackbone, family_of
 from ._unet import UNetBackbone
 
+NEVER_LOADED = ("safety_checker",)
 FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, IndexError)
 """What libraries raise for a model that is not what it should be."""
 
@@ -185,12 +186,35 @@ def _why(error: BaseException, where: Path, how: Loading) -> str:
     line = first_line(error)
     if where.is_dir():
         there = _variants(where)
-        if not there and any(where.glob("*/*.bin")):
-            return f"its weights are pickled (.bin), which may run code when loaded: save it as safetensors ({line})"
         if how.variant is None and there and "" not in there:
             return f"all its weights are of a variant: add --model-variant {sorted(there)[0]} ({line})"
+        if lacks := _lacking(where):
+            return f"{lacks} ({line})"
+    if damaged := [e for e in causes(error) if isinstance(e, SafetensorError)]:
+        told = "" if damaged[0] is error else f"{line.rstrip('.')}: "
+        return f"{told}the file is damaged or cut off ({first_line(damaged[0])}); fetch it again"
     hints = [f"{flag} {v}" for flag, v in (("--model-revision", how.revision), ("--model-variant", how.variant)) if v]
-    return f"{line}; is {' and '.join(hints)} right?" if hints else line
+    return f"{line}; is {' and '.join(hints)} right?" if hints else f"{line}; --model names another"
+
+
+def _lacking(folder: Path) -> str:
+    """What a pipeline folder promises in its index and does not hold, with what to do; "" if nothing is known."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    parts = [n for n, v in index.items() if isinstance(v, list) and v[:1] != [None] and n not in NEVER_LOADED]
+    if gone := [n for n in parts if not (folder / n).is_dir()]:
+        spare = "; of text encoders --embeddings takes the place" if set(gone) <= set(ENCODERS) else ""
+        return f"the folder lacks {', '.join(gone)}: save the whole pipeline, or name another with --model{spare}"
+    networks = [n for n in parts if (folder / n / "config.json").exists()]
+    bare = [n for n in networks if not any((folder / n).glob("*.safetensors"))]
+    if pickled := [n for n in bare if any((folder / n).glob("*.bin"))]:
+        what = f"the weights of {', '.join(pickled)} are pickled (.bin), which may run code when loaded"
+        return f"{what}: save the pipeline as safetensors"
+    if bare:
+        return f"no weights (*.safetensors) in {', '.join(bare)}: fetch all of it, or name another with --model"
+    return ""
 
 
 def wrap(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..prompts import InputError, usual_mode
+from ..prompts import InputError, out_of_memory, usual_mode
 from ._fingerprint import ROUNDED, SAME, distance
 
 KEY = "erasers_embeddings"
@@ -87,7 +87,13 @@ class Embeddings:
             if version != 1 or "" not in prompts or not all(rows[1:]) or set(header) - {"quantized"} != ORIGIN:
                 raise ValueError(f"version {version}, {len(prompts)} prompts")
             return cls(dict(zip(prompts, rows[1:], strict=True)), rows[0], header)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"no such file of remembered prompts: {name}; `erasers remember` writes it, --embeddings names it"
+            ) from error
         except (SafetensorError, OSError) as error:
+            if out_of_memory(error):
+                raise
             raise InputError(f"{name} is no whole safetensors file ({error}): remember the prompts again") from error
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise InputError(f"{name} holds no remembered prompts ({error}): expected what `save` wrote") from error
@@ -153,20 +159,29 @@ def encoders(pipe: DiffusionPipeline) -> list[str]:
     return [n for n in ENCODERS if getattr(pipe, n, None) is not None]
 
 
+def unencodable(pipe: DiffusionPipeline, held: Embeddings | None, prompts: Sequence[str]) -> list[str]:
+    """Those of the prompts that are not remembered and cannot be encoded, each once."""
+    have = encoders(pipe)
+    if set(held.origin["encoders"]) <= set(have) if held else have:
+        return []
+    return [p for p in dict.fromkeys(prompts) if held is None or p not in held.states]
+
+
+def some(prompts: Sequence[str]) -> str:
+    """The first few of many prompts, as a message quotes them."""
+    return ", ".join(map(repr, prompts[:3])) + (", ..." if len(prompts) > 3 else "")
+
+
 def check_known(pipe: DiffusionPipeline, held: Embeddings | None, prompts: Sequence[str]) -> None:
     """Make sure that the prompts are remembered or can be encoded.
 
     Raises:
         InputError: neither; it names the first of them.
     """
-    have = encoders(pipe)
-    if set(held.origin["encoders"]) <= set(have) if held else have:
-        return
-    if missing := [p for p in dict.fromkeys(prompts) if held is None or p not in held.states]:
-        first = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
+    if missing := unencodable(pipe, held, prompts):
         raise InputError(
-            f"text encoders are gone and {len(missing)} of the prompts are not remembered ({first}): `remember` them "
-            "with all text encoders loaded"
+            f"text encoders are gone and {len(missing)} of the prompts are not remembered ({some(missing)}): encode "
+            "them with `erasers remember` and the flags of this command, or with `remember` and all text encoders there"
         )
 
 

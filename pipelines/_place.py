@@ -9,7 +9,7 @@ from accelerate.state import PartialState
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..prompts import InputError, unknown
+from ..prompts import InputError, first_line, unknown
 from ._loading import Loading
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -60,9 +60,14 @@ def chosen_device(device: str | None = None, *, here: bool = True) -> str:
         raise InputError(f"cannot use device {device!r}: expected --device auto, cpu, cuda, cuda:1, mps ...") from error
     if not here:
         return device
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "meta": False}
     if not there.get(found.type, True):
         raise InputError(f"cannot use device {device!r}: this computer has none that torch can use; see --device")
+    if found.type not in ("cpu", *there):
+        try:
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            raise InputError(f"cannot use device {device!r}: {first_line(error)}; see --device") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise InputError(f"cannot use device {device!r}: there are {torch.cuda.device_count()}; see --device")
     return device

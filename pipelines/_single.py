@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..prompts import InputError, first_line
+from ..prompts import InputError, first_line, out_of_memory
 from ._hub import asking_hub, pipeline_index
 from ._loading import Loading
 from ._place import precision
@@ -89,6 +89,8 @@ class Layout:
                 names = list(file.keys())
                 shapes = {n: torch.empty(file.get_slice(n).get_shape(), device="meta") for n in names}
         except (SafetensorError, OSError) as error:
+            if out_of_memory(error):
+                raise
             raise InputError(
                 f"cannot load {str(path)!r}: it is no whole safetensors file ({first_line(error)})"
             ) from error

@@ -25,7 +25,7 @@ from ._few import Drawing, config_of, leading
 from ._fingerprint import fingerprint
 from ._held import Values, eagerly, execution_device, located, quantised, wake
 from ._law import Flow, Law
-from ._memory import Embeddings, answering, check_known, encoders, in_order, listening, named
+from ._memory import Embeddings, answering, check_known, encoders, in_order, listening, named, unencodable
 from ._overlay import cover, overlay, showing, uncover
 from ._prompted import Read, letting, telling, unwrapped, writers
 
@@ -226,6 +226,9 @@ class StockBackbone:
             known = held is not None and prompt in held.states
             groups.setdefault(held.shape(prompt) if held and known and not self.listed else known, []).append(k)
         return list(groups.values()) or [[]]
+
+    def unencodable(self, prompts: Sequence[str]) -> list[str]:
+        return unencodable(self.pipe, self.embeddings, prompts)
 
     @contextmanager
     def noting(self) -> Iterator[dict[str, None]]:

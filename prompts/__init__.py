@@ -1,7 +1,7 @@
 """Concepts, prompts and the words of the Canvas world. Standard library only."""
 
 from . import canvas, unlearncanvas
-from ._errors import InputError, first_line, out_of_memory, unknown
+from ._errors import InputError, causes, first_line, out_of_memory, unknown
 from ._files import usual_mode
 from .concept import Concept, Kind
 from .prompt import SEEDS, Prompt
@@ -26,6 +26,7 @@ __all__ = [
     "canvas",
     "canvas_grid",
     "canvas_plan",
+    "causes",
     "fill",
     "first_line",
     "load",

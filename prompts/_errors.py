@@ -5,6 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+NO_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "not enough memory",  # the same on Windows
+    "Cannot allocate memory",  # the system's own words, as of a file that is mapped
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+"""What libraries say when there is not enough memory."""
+
 
 class InputError(ValueError):
     """Bad input. The message is one line and needs no traceback; the command line prints it and exits with code 2."""
@@ -25,11 +36,17 @@ def first_line(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or the computer's memory was not enough."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in text
-        or "CUDA error: out of memory" in text
-        or "CUBLAS_STATUS_ALLOC_FAILED" in text
+    return any(
+        isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or any(s in str(e) for s in NO_MEMORY)
+        for e in causes(error)
     )
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and what led to it, one after the other."""
+    found: list[BaseException] = []
+    last: BaseException | None = error
+    while last is not None and last not in found:
+        found.append(last)
+        last = last.__cause__ or last.__context__
+    return found

@@ -100,6 +100,10 @@ class World:
                 rows.append(Prompt(text, seed, known.name, o.name, s.name, "held-out"))
         return rows
 
+    def plan_name(self, name: str) -> str:
+        """What `prompts.load` calls the plan of the concept of that name."""
+        return f"plan:{self.name}:{name}"
+
     def requests(self, concept: Concept) -> list[str]:
         """The protocol's sentences that ask for a concept, one for each name of the other domain."""
         known = self.find(concept.name)

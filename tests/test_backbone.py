@@ -413,7 +413,7 @@ def test_remembered_prompts_need_no_text_encoder(backbone, tmp_path):
 def test_prompts_that_are_not_remembered_are_encoded_or_refused(backbone):
     embeddings = backbone.remember(PROMPTS[:1])
     again = bare(backbone, embeddings)
-    gone = r"text encoders are gone and 1 of the prompts are not remembered \('a cat'\): `remember` them"
+    gone = r"text encoders are gone and 1 of the prompts are not remembered \('a cat'\): .* `erasers remember`"
     for ask in (again.encode, again.remember, lambda texts: again.draw(texts, [0, 0])):
         with pytest.raises(InputError, match=gone):
             ask([PROMPTS[0], "a cat"])
@@ -582,7 +582,7 @@ class TestLoad:
 
     def test_pickled_weights(self, tmp_path):
         tiny.sd().save_pretrained(tmp_path / "m", safe_serialization=False)
-        with pytest.raises(InputError, match="cannot load"):
+        with pytest.raises(InputError, match=r"cannot load .* the weights of .*unet.* are pickled \(\.bin\)"):
             load(tmp_path / "m")
 
     def test_truncated_weights(self, tmp_path):

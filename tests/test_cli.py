@@ -2,17 +2,21 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file
 
 import tiny
 from erasers.app import cli
+from erasers.pipelines import load
+from erasers.prompts import load as prompts
 
 
 def run(*args, cwd=None):
@@ -122,13 +126,19 @@ def test_draw_and_grid(eraser, tmp_path):
     assert Image.open(tmp_path / "g.png").size[0] > 2 * 128
 
 
-def test_evaluate_json_has_the_promised_shape(eraser, tmp_path):
-    code, out, _ = run(
-        "evaluate", "--eraser", eraser, "--steps", 1, "--json", "--only", "ua,ira,cra", "--out", tmp_path / "s.json"
-    )
-    assert code == 0
-    report = json.loads(out)
-    assert report == json.loads((tmp_path / "s.json").read_text())
+@pytest.fixture(scope="module")
+def scored(eraser, tmp_path_factory):
+    """What `evaluate --json` prints, and the file it also writes."""
+    file = tmp_path_factory.mktemp("scored") / "s.json"
+    words = ("--steps", 1, "--json", "--only", "ua,ira,cra")
+    code, out, err = run("evaluate", "--eraser", eraser, *words, "--out", file)
+    assert code == 0, err
+    return json.loads(out), file
+
+
+def test_evaluate_json_has_the_promised_shape(scored):
+    report, file = scored
+    assert report == json.loads(file.read_text())
     assert set(report["scores"]) == {"ua", "ira", "cra"}
     for score in report["scores"].values():
         assert {"value", "n", "low", "high"} <= set(score)
@@ -281,6 +291,96 @@ def test_mistakes(name, eraser, tmp_path):
     assert len(err.strip().splitlines()) == 1
     assert out == ""
     assert snapshot(tmp_path) == before
+
+
+def test_an_interruption_is_one_line(eraser, tmp_path, monkeypatch):
+    """However typer tells of it."""
+    grid = ("grid", "--eraser", eraser, "--out", tmp_path / "g.png")
+    for place in ("_load", "build"):
+        for error in (KeyboardInterrupt, typer.Abort):
+
+            def stop(*_args, error=error):
+                raise error
+
+            with monkeypatch.context() as patch:
+                patch.setattr(cli, place, stop)
+                code, _, err = run(*grid)
+            assert code == 130
+            assert err.strip() == "erasers: interrupted; a training run goes on with the same command and --resume"
+
+
+class TestRememberedPrompts:
+    """--embeddings in the commands that draw."""
+
+    def test_grid_without_a_text_encoder(self, tmp_path):
+        tiny.sd().save_pretrained(tmp_path / "m")
+        (tmp_path / "a.csv").write_text("text,seed\na moon,1\n")
+        (tmp_path / "b.csv").write_text("text,seed\na lamp,1\n")
+        erase = ["moon", "--model", "m", "--preserve", "star"]
+        code, said, err = run("remember", *erase, "-p", "a.csv", "-p", "b.csv", "--out", "p.safetensors", cwd=tmp_path)
+        assert code == 0, err
+        assert "add --embeddings p.safetensors" in said
+        code, said, err = run("erase", *erase, "--embeddings", "p.safetensors", "--out", "e", cwd=tmp_path)
+        assert code == 0, err
+        assert "--embeddings" not in said, "the next command draws prompts that are not remembered"
+        grid = ["grid", "--model", "m", "--eraser", "e", "--steps", 1]
+        plain = [(n, run(*grid, "--prompts", f"{n}.csv", "--out", f"{n}1.png", cwd=tmp_path)[0]) for n in "ab"]
+        assert plain == [("a", 0), ("b", 0)]
+        shutil.rmtree(tmp_path / "m/text_encoder")
+        code, _, err = run(*grid, "--prompts", "a.csv", "--out", "no.png", cwd=tmp_path)
+        assert code == 2
+        assert "--embeddings" in err
+        grid += ["--embeddings", "p.safetensors"]
+        for name in "ab":
+            code, _, err = run(*grid, "--prompts", f"{name}.csv", "--out", f"{name}2.png", cwd=tmp_path)
+            assert code == 0, err
+            assert (tmp_path / f"{name}1.png").read_bytes() == (tmp_path / f"{name}2.png").read_bytes()
+        assert (tmp_path / "a1.png").read_bytes() != (tmp_path / "b1.png").read_bytes()
+        before = snapshot(tmp_path)
+        for words in (grid, ["draw", *grid[1:]]):
+            code, _, err = run(*words, "--out", "c.png", cwd=tmp_path)
+            assert code == 2
+            assert len(err.strip().splitlines()) == 1
+            assert "12 of 12 prompts are not remembered ('A " in err
+            assert "`erasers remember` that made the file of --embeddings once more, with --prompts canvas-demo" in err
+        code, _, err = run(*grid[:-1], "none.safetensors", "--out", "c.png", cwd=tmp_path)
+        assert code == 2
+        assert "no such file of remembered prompts: none.safetensors; `erasers remember` writes it" in err
+        assert snapshot(tmp_path) == before
+
+    def test_evaluate(self, eraser, scored, tmp_path):
+        file = tmp_path / "p.safetensors"
+        more = ("--prompts", "plan:canvas:moon", "--prompts", "canvas-demo")
+        assert run("remember", "moon", *more, "--out", file)[0] == 0
+        words = ("--steps", 1, "--json", "--only", "ua,ira,cra", "--embeddings", file)
+        code, out, err = run("evaluate", "--eraser", eraser, *words)
+        assert code == 0, err
+        for name, want in scored[0]["scores"].items():
+            have = json.loads(out)["scores"][name]
+            assert have["n"] == want["n"]
+            assert abs(have["value"] - want["value"]) <= 2, "rounding may turn one image"
+        code, said, err = run("erase", "moon", "--embeddings", file, "--out", tmp_path / "e")
+        assert code == 0, err
+        assert f"erasers grid --model canvas-sd --embeddings {file} --eraser" in said
+
+    def test_evaluate_names_the_prompts_to_remember(self, eraser, tmp_path, monkeypatch):
+        """Before anything is drawn, and before the first of several is scored."""
+        assert run("erase", "star", "--out", tmp_path / "star")[0] == 0
+        some = load("canvas-sd").remember([p.text for p in prompts("plan:canvas:moon")])
+        file = some.save(tmp_path / "p.safetensors")
+        both = ["evaluate", "--eraser", eraser, "--eraser", tmp_path / "star", "--embeddings", file]
+
+        def never(*_args, **_kwargs):
+            raise AssertionError
+
+        monkeypatch.setattr("erasers.pipelines._stock.StockBackbone.draw", never)
+        for words in (both, [*both, "--sequential"]):
+            code, _, err = run(*words)
+            assert code == 2
+            assert len(err.strip().splitlines()) == 1
+            assert "with --prompts plan:canvas:moon --prompts plan:canvas:star --force" in err
+        missing = {p.text for p in prompts("plan:canvas:star")} - set(some.states)
+        assert f"{len(missing)} of " in err
 
 
 def test_out_of_memory_has_a_line_of_its_own():

@@ -1,6 +1,8 @@
 """Loading as users load: files, variants, revisions, few bits, offloading, slices; and what goes wrong, in one line."""
 
+import errno
 import json
+import os
 import shutil
 import sys
 from dataclasses import fields, replace
@@ -18,8 +20,8 @@ from safetensors.torch import load_file
 from test_cli import run
 
 import tiny
-from erasers.app import cli
 from erasers.app._loading import FLAGS
+from erasers.app._spare import spares
 from erasers.erase import Eraser, Loop, _train, erase
 from erasers.eval import Cells, Gallery, Plan, _benchmark
 from erasers.pipelines import Embeddings, Loading, blueprint, fingerprint, load, wrap
@@ -605,7 +607,34 @@ class TestRefusals:
         refused("--device", "gpu9", device="gpu9")
         there = torch.cuda.device_count()
         refused("--device", f"cuda:{there}", device=f"cuda:{there}")
+        for none in ("meta", "hpu"):
+            refused(f"cannot use device '{none}'", "--device", device=none)
         assert load("canvas-sd", device="auto").device.type == ("cuda" if there else "cpu")
+
+    def test_a_folder_that_lacks_a_part(self, tmp_path):
+        """The line names the part, and what to change."""
+        tiny.sd().save_pretrained(tmp_path / "whole")
+        network = "no weights (*.safetensors) in"
+        for gone, told in (
+            ("unet", "the folder lacks unet: save the whole pipeline, or name another with --model"),
+            ("text_encoder", "; of text encoders --embeddings takes the place"),
+            ("scheduler", "the folder lacks scheduler"),
+            (
+                "unet/diffusion_pytorch_model.safetensors",
+                f"{network} unet: fetch all of it, or name another with --model",
+            ),
+            ("text_encoder/model.safetensors", f"{network} text_encoder"),
+        ):
+            folder = tmp_path / gone.replace("/", "-")
+            shutil.copytree(tmp_path / "whole", folder)
+            shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()
+            refused(told, source=folder)
+        for part in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+            file = tmp_path / "whole" / part
+            whole = file.read_bytes()
+            file.write_bytes(whole[:-100])
+            refused("the file is damaged or cut off", "fetch it again", source=tmp_path / "whole")
+            file.write_bytes(whole)
 
 
 class TestCommands:
@@ -658,21 +687,30 @@ class TestCommands:
     @pytest.mark.parametrize("command", ["erase", "draw"])
     def test_memory(self, command, tmp_path, monkeypatch):
         """A real failure to allocate ends in one line that names what to change."""
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
         def hungry(*_args, **_kwargs):
             torch.empty(2**50)
 
         monkeypatch.setattr("erasers.pipelines._stock.StockBackbone.draw", hungry)
         monkeypatch.setattr("erasers.pipelines._stock.StockBackbone.encode", hungry)
-        args = ("moon",) if command == "erase" else ()
+        args = ("moon", "--method", "esd") if command == "erase" else ()
         code, _, err = run(command, *args, "--out", tmp_path / "e")
         assert code == 2
         line = err.strip().splitlines()[-1]
         assert "Traceback" not in err
         assert line.startswith("erasers: out of memory")
         flags = {
-            "erase": ("--batch", "--accumulate", "--gradient-checkpointing", "--dtype", "--optimizer adam8bit"),
-            "draw": ("--batch", "--dtype", "--vae-slicing", "--vae-tiling"),
+            "erase": (
+                "--batch",
+                "--accumulate",
+                "--gradient-checkpointing",
+                "--dtype",
+                "--embeddings",
+                "--optimizer adam8bit",
+                "`erasers plan`",
+            ),
+            "draw": ("--batch", "--dtype", "--embeddings", "--vae-slicing", "--vae-tiling"),
         }
         for flag in flags[command]:
             assert flag in line
@@ -682,15 +720,44 @@ class TestCommands:
     def test_what_spares_memory_where_it_runs(self, command, there, asked, monkeypatch):
         """On a CPU --offload and bitsandbytes are refused."""
         monkeypatch.setattr("torch.cuda.is_available", lambda: there)
-        here = cli._spares([command, "moon", *asked])
+        here = spares([command, "moon", *asked], "uce")
         assert "--quantize ao-int8" in here
         assert "--offload" not in here
         assert "bnb" not in here
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
         for words in ([], ["--device", "cuda:1"]):
-            there = cli._spares([command, "moon", *words])
+            there = spares([command, "moon", *words], "uce")
             assert "--offload model" in there
-            assert ("--quantize bnb4" in there) == (command == "erase")
+            assert "--quantize bnb4" in there
+            assert "--dtype" not in there, "half precision is a GPU's default"
+            assert "--dtype bfloat16" in spares([command, "moon", *words, "--dtype", "float32"], "uce")
+
+    def test_only_what_the_command_would_take_is_named(self, monkeypatch):
+        """Nothing that would be refused, nothing that was given already."""
+        training = ("--batch", "--accumulate", "--gradient-checkpointing", "--optimizer")
+        loading = ("--dtype", "--offload", "--quantize")
+        for gpu in (True, False):
+            monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+            for words, has, lacks in (
+                ("erase moon", ("--embeddings",), training),
+                ("erase moon --method esd", training, ("--no-dense",)),
+                ("erase moon --method esd --dense", ("--no-dense", *training), loading),
+                ("erase moon --method=esd --preset paper", ("--no-dense", *training), loading),
+                ("erase moon --method esd --preset paper --no-dense", training, ("--no-dense",)),
+                ("erase moon --method salun", ("--no-dense", "--accumulate"), (*loading, "--optimizer")),
+                ("erase moon --method esd --gradient-checkpointing --embeddings=f", ("--accumulate",), training[2:3]),
+                ("erase moon --method salun --no-dense", training, ("--offload", "--quantize", "--no-dense")),
+                ("benchmark --out b", ("--quantize", "--vae-slicing"), ("--embeddings", *training)),
+                ("grid --eraser e", ("--embeddings", "--vae-slicing"), training),
+                ("grid --eraser e --vae-slicing", ("--vae-tiling",), ("--vae-slicing",)),
+                ("remember moon", (), (*training, "--embeddings", "--vae-slicing")),
+                ("train-judge d", ("a lower --batch",), (*loading, "--embeddings")),
+                ("compare a b", ("more memory",), ("--batch", *loading, "--embeddings")),
+            ):
+                line = spares(words.split(), "uce")
+                assert all(flag in line for flag in has), (words, line)
+                assert not any(flag in line for flag in lacks), (words, line)
+            assert ("--device cpu" in spares(["remember", "moon"], "uce")) == gpu
 
     def test_what_counts_as_memory(self):
         for error in (
@@ -698,8 +765,16 @@ class TestCommands:
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
             RuntimeError("CUDA error: out of memory"),
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"),
+            RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+            RuntimeError("unable to mmap 100 bytes from file </m/x.safetensors>: Cannot allocate memory (12)"),
+            OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         ):
             assert out_of_memory(error)
+        hidden = OSError("unable to load weights")  # as a library tells it
+        hidden.__context__ = MemoryError()
+        assert out_of_memory(hidden)
+        assert not out_of_memory(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
     def test_memory_at_loading(self, tmp_path, monkeypatch):
@@ -708,9 +783,18 @@ class TestCommands:
         def hungry(*_args, **_kwargs):
             torch.empty(2**50)
 
-        for place in ("DiffusionPipeline.from_pretrained", "place"):
+        def hidden(*_args, **_kwargs):
+            """As diffusers tells of a file of weights that cannot be mapped."""
+            try:
+                raise MemoryError("Cannot allocate memory (os error 12)")
+            except MemoryError:
+                raise OSError("Unable to load weights from checkpoint file") from None
+
+        whole = "DiffusionPipeline.from_pretrained"
+        for place, fails in ((whole, hungry), (whole, hidden), ("place", hungry)):
             with monkeypatch.context() as patch:
-                patch.setattr(f"erasers.pipelines._load.{place}", hungry)
+                patch.setattr(f"erasers.pipelines._load.{place}", fails)
                 code, _, err = run("erase", "moon", "--out", tmp_path / "e")
                 assert code == 2
+                assert err.startswith("erasers: out of memory: ")
                 assert "--quantize" in err

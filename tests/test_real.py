@@ -126,6 +126,7 @@ class TestReport:
         (["esd-style", "--model", "canvas-sd"], "needs UnlearnCanvas' judges"),
         (["salun-style", "--model", "canvas-sd", "--judges", "j"], "--data DIR"),
         (["unhype-cifar10", "--model", "canvas-sd", "--seed-list", "one"], "different whole numbers"),
+        (["nowhere.toml", "--dry-run"], r"cannot read the row nowhere\.toml .* No such file"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_loaded(words, message):

@@ -339,7 +339,7 @@ def test_bfloat16_autocast(sd, kind):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mixed_precision": "fp8"}, "unknown mixed precision 'fp8'"),
+        ({"mixed_precision": "fp8"}, "unknown --mixed-precision 'fp8'"),
         ({"track": ("tensorbord",)}, "unknown tracker 'tensorbord': did you mean 'tensorboard'"),
         ({"accumulate": 0}, "accumulate: expected a number of at least 1, got 0"),
         ({"resume": True}, "need a folder"),
@@ -354,7 +354,7 @@ def test_what_a_loop_refuses(settings, message):
 
 
 def test_fp16_needs_a_gpu(sd):
-    with pytest.raises(InputError, match="mixed precision 'fp16' needs a GPU: use bf16 or no"):
+    with pytest.raises(InputError, match="--mixed-precision fp16 needs a GPU: use bf16 or no"):
         run(sd, loop=Loop(mixed_precision="fp16"))
 
 

@@ -43,7 +43,19 @@ from erasers.eval import (
 )
 from erasers.pipelines import Backbone, canvas_folder, load
 from erasers.pipelines.canvas.draw import draw as drawing
-from erasers.prompts import CANVAS, UNLEARN_CANVAS, Concept, InputError, Prompt, World, canvas, fill, unknown
+from erasers.prompts import (
+    CANVAS,
+    UNLEARN_CANVAS,
+    Concept,
+    InputError,
+    Prompt,
+    World,
+    canvas,
+    fill,
+    first_line,
+    out_of_memory,
+    unknown,
+)
 
 HERE = Path(__file__).parent
 SCORES = ("ua", "ira", "cra")
@@ -119,11 +131,18 @@ class Row:
 
     @classmethod
     def read(cls, path: Path) -> "Row":
-        """From its file."""
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
-        told["expected"] = tuple(Expected(**e) for e in told["expected"])
-        lists = {k: tuple(told[k]) for k in ("anchors", "targets", "notes") if k in told}
-        return cls(**{"name": path.stem, **told, **lists})
+        """From its file.
+
+        Raises:
+            InputError: it is missing, no TOML, or lacks something.
+        """
+        try:
+            told = tomllib.loads(path.read_text(encoding="utf-8"))
+            told["expected"] = tuple(Expected(**e) for e in told["expected"])
+            lists = {k: tuple(told[k]) for k in ("anchors", "targets", "notes") if k in told}
+            return cls(**{"name": path.stem, **told, **lists})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"cannot read the row {path} ({error}): write it as those in {HERE / 'rows'}") from error
 
     def anchor(self, target: str) -> str:
         """What is drawn instead of a target."""
@@ -469,4 +488,12 @@ if __name__ == "__main__":
         sys.exit(main())
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not out_of_memory(error):
+            raise
+        less = (
+            "try a lower --batch, or --dtype float16 where the row's method trains no weights; the same command goes on"
+        )
+        print(f"{Path(sys.argv[0]).name}: out of memory: {first_line(error)[:160]}; {less}", file=sys.stderr)
         sys.exit(2)
