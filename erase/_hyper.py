@@ -105,7 +105,7 @@ class Hyper:
         signals that ask for them.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and signal.requires_grad):
-            return self.network.to(signal.device)(signal, float(self.plan.times if time is None else time))
+            return self.network.on(signal.device)(signal, float(self.plan.times if time is None else time))
 
     def factors(self, backbone: Backbone, prompt: str, time: float | None = None) -> Factors:
         """What it writes for one prompt, as a LoRA's A [r, in] and B [out, r].
