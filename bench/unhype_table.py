@@ -176,7 +176,9 @@ def attacked(eraser: Eraser, control: Control, harmless: str) -> dict[str, float
     prompts = [Prompt(canvas.caption(o, s), seed, object=o, style=s) for seed in seeds for o, s in cells]
 
     def seen(on: bool, hidden: bool) -> float:
-        handle = eraser.attach(backbone) if on else None
+        handle = eraser.attach(backbone)
+        if not on:
+            handle.detach()
         texts, drawn = [p.text for p in prompts], [p.seed for p in prompts]
         call = {"steps": how.steps, "guidance": how.guidance, "sampler": how.sampler, "batch": how.batch}
         if hidden:
@@ -184,8 +186,7 @@ def attacked(eraser: Eraser, control: Control, harmless: str) -> dict[str, float
                 images = backbone.draw(texts, drawn, **call)
         else:
             images = backbone.draw(texts, drawn, **call)
-        if handle is not None:
-            handle.detach()
+        handle.detach()
         saw = control.judges.look(images)
         rows = zip(prompts, saw.objects, saw.styles, strict=True)
         hits = [o == p.object if p.object in gone else s == p.style for p, o, s in rows]

@@ -22,10 +22,11 @@ from erasers.erase import Eraser, Hyper, Loop, Task, configure, describe, erase,
 from erasers.erase import _hypernet as hypernet
 from erasers.erase._hypernet import Hypernetwork, Plan, fourier, norms, size
 from erasers.erase._portable import pipeline_file
-from erasers.erase._unhype import Training, forgotten, silent
+from erasers.erase._train import Session
+from erasers.erase._unhype import Training, forgotten, silent, turns
 from erasers.erase._virtual import direct, flat, leaves, retained, virtual_step
 from erasers.pipelines import _prompted as prompted
-from erasers.pipelines import disguised, prompt_signals, signals, step_generator, write_by_prompt, writers
+from erasers.pipelines import disguised, load, prompt_signals, signals, step_generator, write_by_prompt, writers
 from erasers.pipelines._families import FAMILIES
 from erasers.prompts import Concept, InputError, canvas
 
@@ -293,6 +294,26 @@ class TestPrompts:
         ]
         bare = forgotten((Concept("moon", kind="object"),), (ink,), contexts=1, synonyms=True, compose=1)
         assert bare == [("moon", ""), ("a moon in ink style", "in ink style")]
+
+    def test_every_concept_has_as_many_turns(self, sd):
+        """However many sentences name it: here eight, four and two."""
+        assert turns([3]).tolist() == [0, 1, 2]
+        assert turns([4, 2, 1]).tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 6, 6, 6]
+        gone = (
+            Concept("moon", "circle", ("crescent", "luna", "orb")),
+            Concept("cat", "", ("kitten",)),
+            Concept("star"),
+        )
+        made = configure("unhype", "sd", {**SHORT, "contexts": 2, "batch": 600}).run(sd, Task(gone, (), 0))
+        made.start(Session(Loop(), sd))
+        try:
+            rows = made._fresh(600, torch.Generator().manual_seed(0))["prompt"]
+        finally:
+            made.close()
+        names = [next(k for k, c in enumerate(gone) for n in c.names if n in p) for p in made.prompts]
+        assert [names.count(k) for k in range(3)] == [8, 4, 2]
+        shares = torch.tensor([names[r] for r in rows]).bincount() / 600
+        assert shares.sub(1 / 3).abs().max() < 0.07  # 0.57, 0.29 and 0.14 if sentences were drawn alike
 
     def test_kept_prompts_are_hundreds_and_name_nothing_erased(self):
         gone = (canvas.find("cat"), Concept("lighthouse"))
@@ -610,6 +631,33 @@ def test_every_familys_own_pipeline_file_is_python():
         (kind,) = re.findall(r"^class Erased(\w+)\(\1\):", text, re.M)
         assert hasattr(diffusers, kind)
         assert not re.search(r"^\s*(?:from|import) (?:erasers|\.)", text, re.M)
+
+
+def test_on_the_bundled_flow():
+    """Trained for two steps by its own preset, cut short: the pooled vector's layer is written for as well."""
+    flow = load("canvas-flow")
+    made = erase(["moon", "ink"], flow, method=("unhype", {**SHORT, "walk": "base", "compose": 1, "retain": 0.0}))
+    assert flow.pooled in made.payload.shapes
+    tensors = loud(Hypernetwork.fresh(made.payload.plan, 0)).state_dict()
+    eraser = Eraser(made.recipe, Hyper(Hypernetwork.stored(made.payload.plan, tensors), flow.family))
+    base = flow.draw(["a moon", "a cat"], [1, 2], steps=2, guidance=4.0)
+    before = calls(flow, ["a moon", "a cat"], 4.0)
+    with eraser.attached(flow) as handle:
+        one, two = (flow.draw(["a moon", other], [1, 2], steps=2, guidance=4.0) for other in ("a cat", "a star"))
+        after = calls(flow, ["a moon", "a cat"], 4.0)
+        assert writers(flow.denoiser)[handle.name].calls == 3
+    changed = [not torch.equal(a, b) for (_, a), (_, b) in zip(before[0], after[0], strict=True)]
+    assert changed == [False, False, True, True]
+    assert np.array_equal(one[0], two[0])
+    assert not np.array_equal(one[0], base[0])
+    again = flow.draw(["a moon", "a cat"], [1, 2], steps=2, guidance=4.0)
+    assert all(np.array_equal(a, b) for a, b in zip(again, base, strict=True))
+    still = write_by_prompt(
+        flow, list(eraser.payload.shapes), lambda u: eraser.payload.pairs(u, 0.0), read="pooled", label="w"
+    )
+    silent_one = flow.draw(["a moon", "a cat"], [1, 2], steps=2, guidance=4.0)
+    still.remove()
+    assert all(np.array_equal(a, b) for a, b in zip(silent_one, base, strict=True))
 
 
 def test_gradients_by_the_prompt_go_through_what_is_written(sd):
