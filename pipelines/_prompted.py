@@ -174,7 +174,7 @@ class Written:
         parts, counts: the tensors that the signal was read from, and how often each had been changed.
         text, count: the text tensor, and the same of it; None where it cannot be known again.
         made: what the factors make of that text, by layer.
-        cast: the factors in the network's own precision, by layer.
+        cast: the factors in each layer's own precision and on its device, where those are others, by layer.
     """
 
     rows: Rows
@@ -337,16 +337,17 @@ class Writer:
         silent = not bool(torch.stack([right.abs().amax() for _, right in pairs.values()]).any())
         return None if silent else pairs
 
-    def _in(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A layer's factors in a precision other than their own, cast once."""
+    def _like(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's factors in the precision and on the device of its input, brought there once."""
         assert self._pairs is not None
         left, right = self._pairs[name]
         now = None if torch.compiler.is_compiling() else self._now
         if now is None or left.requires_grad or right.requires_grad:
-            return left.to(dtype), right.to(dtype)
-        if name not in now.cast or now.cast[name][0].dtype != dtype:
-            now.cast[name] = left.to(dtype), right.to(dtype)
-        return now.cast[name]
+            return left.to(x), right.to(x)
+        have = now.cast.get(name)
+        if have is None or have[0].dtype != x.dtype or have[0].device != x.device:
+            have = now.cast[name] = left.to(x), right.to(x)
+        return have
 
     def _adder(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def add(_layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
@@ -361,8 +362,8 @@ class Writer:
             left, right = self._pairs[name]
             if len(x) != len(left):
                 raise RuntimeError(f"{name} is given {len(x)} rows for {len(left)} prompts")
-            if left.dtype != x.dtype:
-                left, right = self._in(name, x.dtype)
+            if left.dtype != x.dtype or left.device != x.device:
+                left, right = self._like(name, x)
             more = (x.flatten(1, -2) if x.ndim > 2 else x[:, None]) @ left @ right
             more = more.view(out.shape).to(out.dtype)
             if made is not None and not more.requires_grad and not more.is_inference():
