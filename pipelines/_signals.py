@@ -51,8 +51,8 @@ def prompt_signals(backbone: Backbone, prompts: Sequence[str], read: Read, *, ch
 
 
 def bypassed(root: nn.Module) -> bool:
-    """Whether fused projections (`pipe.fuse_qkv_projections()`) stand in for Linears of attention, so that what hooks add
-    to those goes nowhere. The older attention class keeps its mark when they are taken apart again: there the
+    """Whether fused projections (`pipe.fuse_qkv_projections()`) stand in for Linears of attention, so that what hooks
+    add to those goes nowhere. The older attention class keeps its mark when they are taken apart again: there the
     processor tells.
     """
     for m in root.modules():
