@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ..pipelines import Backbone, Pairs, prompt_signals, write_by_prompt, writers
+from ..pipelines import Backbone, Pairs, bypassed, prompt_signals, write_by_prompt, writers
 from ..prompts import InputError, first_line
 from . import _files as files
 from ._hypernet import Hypernetwork, Plan, norms
@@ -93,7 +93,8 @@ class Hyper:
 
     def acting(self, backbone: Backbone, name: str) -> bool:
         writer = writers(backbone.denoiser).get(name)
-        return writer is not None and writer.on and writer.scale != 0.0 and not self.zero()
+        on = writer is not None and writer.on and writer.scale != 0.0 and not self.zero()
+        return on and not bypassed(backbone.denoiser)
 
     def bake(self, backbone: Backbone, scale: float) -> None:
         raise InputError(f"a hypernetwork writes another update for each prompt, which no weights can hold: {STATIC}")
@@ -105,7 +106,7 @@ class Hyper:
         signals that ask for them.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and signal.requires_grad):
-            return self.network.to(signal.device)(signal, float(self.plan.times if time is None else time))
+            return self.network.on(signal.device)(signal, float(self.plan.times if time is None else time))
 
     def factors(self, backbone: Backbone, prompt: str, time: float | None = None) -> Factors:
         """What it writes for one prompt, as a LoRA's A [r, in] and B [out, r].

@@ -170,6 +170,10 @@ class Hypernetwork(nn.Module):
         net.load_state_dict(dict(tensors), assign=True)
         return net.requires_grad_(False).eval()
 
+    def on(self, device: torch.device) -> Hypernetwork:
+        """Itself, moved there unless it is there: going through all its parts takes longer than what they compute."""
+        return self if self.centre.device == device else self.to(device)
+
     def forward(self, signal: Tensor, s: Tensor | float) -> dict[str, tuple[Tensor, Tensor]]:
         plan, rows = self.plan, len(signal)
         share = torch.as_tensor(s, dtype=torch.float32, device=signal.device).expand(rows) / plan.times

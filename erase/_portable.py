@@ -44,7 +44,7 @@ class Erased{kind}({kind}):
 
         @torch.no_grad()
         def write(u: Tensor) -> Pairs:
-            return network.to(u.device)(u, float(plan.times))
+            return network.on(u.device)(u, float(plan.times))
 
         layers = {{name: layer(name) for name, _, _ in plan.layers}}
         self._eraser = Writer(root, layers, write, read=plan.read, free_first={free_first}, label="eraser")

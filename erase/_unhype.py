@@ -92,6 +92,14 @@ def silent(
     return [t for t in dict.fromkeys(texts) if not gone.search(t)]
 
 
+def turns(sizes: Sequence[int]) -> Tensor:
+    """Which sentence comes at which of equally likely turns, when so many name the first concept, the second ...: every
+    concept has as many turns as the others, and the sentences of those that have fewer come again.
+    """
+    most, starts = max(sizes), [sum(sizes[:k]) for k in range(len(sizes))]
+    return torch.cat([start + torch.arange(most) % n for start, n in zip(starts, sizes, strict=True)])
+
+
 class Training:
     """The `Trainer` of a hypernetwork."""
 
@@ -135,14 +143,16 @@ class Training:
 
     def _encode(self, read: Read) -> None:
         s, concepts, others = self.settings, self.task.concepts, self.task.preserve
-        pairs = forgotten(concepts, others, contexts=s.contexts, synonyms=s.synonyms, compose=s.compose)
-        self.prompts, mappings = [p for p, _ in pairs], [m for _, m in pairs]
+        how: dict[str, Any] = {"contexts": s.contexts, "synonyms": s.synonyms, "compose": s.compose}
+        each = [forgotten((c,), others, **how) for c in concepts]
+        self.turns = turns([len(pairs) for pairs in each])
+        self.prompts, mappings = ([pair[k] for pairs in each for pair in pairs] for k in (0, 1))
         self.concept = self.backbone.encode(self.prompts)
         unique = list(dict.fromkeys(mappings))
         self.mapping = self.backbone.encode(unique)
         self.maps_to = torch.tensor([unique.index(m) for m in mappings])
         self.null = self.backbone.unconditional(1)
-        texts = silent(concepts, others, contexts=s.contexts, synonyms=s.synonyms, compose=s.compose)
+        texts = silent(concepts, others, **how)
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.task.seed)).tolist()
         self.texts = [texts[k] for k in order[: MANY * s.retained]]
         self.asked = prompt_signals(self.backbone, self.prompts, read)
@@ -165,7 +175,7 @@ class Training:
 
     def _fresh(self, n: int, rng: torch.Generator) -> dict[str, Tensor]:
         return {
-            "prompt": pick(n, len(self.concept), rng),
+            "prompt": self.turns[pick(n, len(self.turns), rng)],
             "stop": pick(n, self.settings.sampler_steps, rng),
             "noise": torch.randn(n, *self.backbone.latent_shape, generator=rng),
         }

@@ -17,7 +17,7 @@ from ._place import DTYPES, chosen_device, half_precision
 from ._prompted import Pairs, Read, Write, Writer, writers
 from ._quiet import quiet
 from ._seeds import step_generator
-from ._signals import disguised, pipeline_class, portable, prompt_signals, signals, write_by_prompt
+from ._signals import bypassed, disguised, pipeline_class, portable, prompt_signals, signals, write_by_prompt
 from ._single import PICKLES
 from ._weigh import LATENTS, Learns, Pass, Scale
 
@@ -51,6 +51,7 @@ __all__ = [
     "activate",
     "asking_hub",
     "blueprint",
+    "bypassed",
     "canvas_folder",
     "canvas_open_clip",
     "check_trainable",

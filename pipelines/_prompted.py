@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,10 @@ POOLED = ("pooled_projections", "pooled_embeds", "text_embeds")
 TEXT = ("encoder_hidden_states_t5", "encoder_hidden_states", "cap_feats")
 MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask", "attention_mask")
 KEY = "_erasers_writers"
+KEPT = 2
+"""Calls of one step that are told apart: some pipelines ask for the prompt twice, in one batch with the empty one and
+alone (skip-layer guidance).
+"""
 
 
 def unwrapped(root: nn.Module) -> nn.Module:
@@ -157,6 +162,49 @@ def mask(rows: Rows, n: int) -> Tensor:
     return out
 
 
+@dataclass
+class Written:
+    """What was written for the text of a call, and what it was written for.
+
+    Attributes:
+        rows: the conditional ones.
+        scale: strength, which is in the factors.
+        signal: of each prompt.
+        pairs: the factors; None where they are all zero.
+        parts, counts: the tensors that the signal was read from, and how often each had been changed.
+        text, count: the text tensor, and the same of it; None where it cannot be known again.
+        made: what the factors make of that text, by layer.
+        cast: the factors in each layer's own precision and on its device, where those are others, by layer.
+    """
+
+    rows: Rows
+    scale: float
+    signal: Tensor
+    pairs: dict[str, tuple[Tensor, Tensor]] | None
+    parts: list[Tensor] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    text: Tensor | None = None
+    count: int = 0
+    made: dict[str, Tensor] = field(default_factory=dict)
+    cast: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def known(self, parts: list[Tensor], counts: list[int]) -> bool:
+        """Whether these are the tensors it was written for, unchanged since. An inference tensor does not count its
+        changes, so it is never the same for sure.
+        """
+        same = -1 not in counts and counts == self.counts and len(parts) == len(self.parts)
+        return same and all(a is b for a, b in zip(self.parts, parts, strict=True))
+
+    def reads(self, text: object) -> None:
+        """Note the text of the call at hand, and forget what was made of another one."""
+        if not isinstance(text, Tensor) or text.is_inference():
+            self.text, self.count = None, 0
+            self.made.clear()
+        elif text is not self.text or text._version != self.count:
+            self.text, self.count = text, text._version
+            self.made.clear()
+
+
 class Writer:
     """Updates of some Linears of one network that depend on the prompt.
 
@@ -194,11 +242,10 @@ class Writer:
         self.pipe: Any = None
         self._write = write
         self._names = [n for n in inspect.signature(type(unwrapped(root)).forward).parameters if n != "self"]
-        self._pairs: dict[str, tuple[Tensor, Tensor]] | None = None
         self._given = False
-        self._seen: tuple[Rows, list[Tensor], list[int], Tensor] | None = None
-        self._text: tuple[Tensor | None, int] = (None, 0)
-        self._made: dict[str, Tensor] = {}
+        self._pairs: dict[str, tuple[Tensor, Tensor]] | None = None
+        self._now: Written | None = None
+        self._memory: list[Written] = []
         vars(unwrapped(root)).setdefault(KEY, {})[label] = self
         self._handles = [root.register_forward_pre_hook(self._look, with_kwargs=True)]
         self._handles += [m.register_forward_hook(self._adder(n)) for n, m in layers.items()]
@@ -218,12 +265,12 @@ class Writer:
         """Inside, these factors are added, whatever the prompt; gradients flow to them. A layer computed again in a
         backward pass needs them too.
         """
-        self._given, self._pairs = True, dict(pairs)
         self._forget()
+        self._given, self._pairs = True, dict(pairs)
         try:
             yield
         finally:
-            self._given, self._pairs, self._seen = False, None, None
+            self._given = False
             self._forget()
 
     # ------------------------------------------------------------ hooks
@@ -232,7 +279,6 @@ class Writer:
         if self._given:
             return
         if not self.on or self.scale == 0.0:
-            self._pairs, self._seen = None, None
             self._forget()
             return
         call = {**dict(zip(self._names, args, strict=False)), **kwargs}
@@ -241,33 +287,37 @@ class Writer:
             u = signal(call, self.read)
             self._pairs = self._factors(u, self.told or self._guess(len(u)))
             return
-        text = call.get("encoder_hidden_states")
-        if not isinstance(text, Tensor) or text.is_inference():
-            self._forget()
-        elif text is not self._text[0] or text._version != self._text[1]:
-            self._forget()
-            self._text = (text, text._version)
         value = source(call, self.read)[1]
         parts = list(value) if isinstance(value, (list, tuple)) else [value]
-        n = len(value)
-        rows = self.told or conditional(self.root, parts, n, self.free_first)
-        # an inference tensor does not count its changes, so it is never the same for sure
+        rows = self.told or conditional(self.root, parts, len(value), self.free_first)
+        if rows == "none":  # the prompt's own calls come again: what was written for them is kept
+            self._now, self._pairs = None, None
+            return
+        now = self._written(call, rows, parts)
+        now.reads(call.get("encoder_hidden_states"))
+        self._now, self._pairs = now, now.pairs
+
+    def _written(self, call: Mapping[str, Any], rows: Rows, parts: list[Tensor]) -> Written:
+        """What is written for a call: remembered, by the tensors it is given or else by their values, or new."""
         counts = [-1 if p.is_inference() else p._version for p in parts]
-        if self._seen is not None and self._seen[0] == rows and -1 not in counts and counts == self._seen[2]:
-            before = self._seen[1]
-            if len(before) == len(parts) and all(a is b for a, b in zip(before, parts, strict=True)):
-                return
-        u = signal(call, self.read)
-        if u.requires_grad or self._seen is None or self._seen[0] != rows or not _same(self._seen[3], u):
-            self._pairs = self._factors(u, rows)
-            self._made.clear()
-        # who asks for gradients by the prompt gets a graph of its own in each call
-        self._seen = None if u.requires_grad else (rows, parts, counts, u.clone())
+        there = [w for w in self._memory if w.rows == rows and w.scale == self.scale]
+        now = next((w for w in there if w.known(parts, counts)), None)
+        if now is None:
+            u = signal(call, self.read)
+            if u.requires_grad:  # who asks for gradients by the prompt gets a graph of its own in each call
+                return Written(rows, self.scale, u, self._factors(u, rows))
+            now = next((w for w in there if _same(w.signal, u)), None)
+            now = now or Written(rows, self.scale, u.clone(), self._factors(u, rows))
+            now.parts, now.counts = parts, counts
+        others = [w for w in self._memory if w is not now]
+        for w in others:
+            w.made.clear()  # large, and of use only where one call is made again and again
+        self._memory = [now, *others][:KEPT]
+        return now
 
     def _forget(self) -> None:
-        """Forget what was made of the text."""
-        self._text = (None, 0)
-        self._made.clear()
+        """Forget everything that was written."""
+        self._now, self._pairs, self._memory = None, None, []
 
     def _guess(self, n: int) -> Rows:
         """Inside a compiled network: by the pipeline's own guidance, which is what it was last called with."""
@@ -287,22 +337,37 @@ class Writer:
         silent = not bool(torch.stack([right.abs().amax() for _, right in pairs.values()]).any())
         return None if silent else pairs
 
+    def _like(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's factors in the precision and on the device of its input, brought there once."""
+        assert self._pairs is not None
+        left, right = self._pairs[name]
+        now = None if torch.compiler.is_compiling() else self._now
+        if now is None or left.requires_grad or right.requires_grad:
+            return left.to(x), right.to(x)
+        have = now.cast.get(name)
+        if have is None or have[0].dtype != x.dtype or have[0].device != x.device:
+            have = now.cast[name] = left.to(x), right.to(x)
+        return have
+
     def _adder(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def add(_layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
             if self._pairs is None or not self.on:
                 return None
             x: Tensor = args[0]
+            now = None if torch.compiler.is_compiling() else self._now
             # in cross-attention the layer's input is the text itself, in every step the same
-            keep = not torch.compiler.is_compiling() and x is self._text[0]
-            if keep and name in self._made and self._made[name].dtype == out.dtype:
-                return out + self._made[name]
+            made = now.made if now is not None and x is now.text else None
+            if made is not None and name in made and made[name].dtype == out.dtype:
+                return out + made[name]
             left, right = self._pairs[name]
             if len(x) != len(left):
                 raise RuntimeError(f"{name} is given {len(x)} rows for {len(left)} prompts")
-            more = (x.flatten(1, -2) if x.ndim > 2 else x[:, None]) @ left.to(x.dtype) @ right.to(x.dtype)
+            if left.dtype != x.dtype or left.device != x.device:
+                left, right = self._like(name, x)
+            more = (x.flatten(1, -2) if x.ndim > 2 else x[:, None]) @ left @ right
             more = more.view(out.shape).to(out.dtype)
-            if keep and not more.requires_grad and not more.is_inference():
-                self._made[name] = more
+            if made is not None and not more.requires_grad and not more.is_inference():
+                made[name] = more
             return out + more
 
         return add

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..prompts import InputError
 from . import _prompted
 from ._backbone import Backbone, Condition
 from ._families import FAMILIES
@@ -49,10 +50,32 @@ def prompt_signals(backbone: Backbone, prompts: Sequence[str], read: Read, *, ch
     return torch.cat(parts)
 
 
+def bypassed(root: nn.Module) -> bool:
+    """Whether fused projections (`pipe.fuse_qkv_projections()`) stand in for Linears of attention, so that what hooks
+    add to those goes nowhere. The older attention class keeps its mark when they are taken apart again: there the
+    processor tells.
+    """
+    for m in root.modules():
+        if getattr(m, "fused_projections", False):
+            processor = type(getattr(m, "processor", None)).__name__
+            if type(m).__name__ != "Attention" or processor.startswith("Fused"):
+                return True
+    return False
+
+
 def write_by_prompt(
     backbone: Backbone, layers: Sequence[str], write: Write, *, read: Read, label: str, scale: float = 1.0
 ) -> Writer:
-    """Let a denoiser's Linears of these full names be updated as `write` says, prompt by prompt, until `remove`."""
+    """Let a denoiser's Linears of these full names be updated as `write` says, prompt by prompt, until `remove`.
+
+    Raises:
+        InputError: fused projections stand in for them.
+    """
+    if bypassed(backbone.denoiser):
+        raise InputError(
+            f"{backbone.name} has fused attention projections, which leave out the layers that are written for: call "
+            "pipe.unfuse_qkv_projections() first"
+        )
     found = backbone.modules("all")
     writer = Writer(
         backbone.denoiser,
