@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..pipelines import chosen_device
+from ..pipelines import Offload, Quantize, chosen_device
 from ..prompts import InputError, first_line
 
 GB, MB = 2**30, 2**20
@@ -26,6 +26,8 @@ class Machine:
         memory: bytes there are; None: the device's own.
         flops: floating point operations a second of a large matrix product; None: measured by a short one.
         embeddings: prompts are remembered (`load(..., embeddings=...)`), and no text encoder is loaded.
+        quantize: weights are read into few bits, as `Loading` says.
+        offload: only what computes is on the device, as `Loading` says.
     """
 
     device: str | None = None
@@ -33,6 +35,8 @@ class Machine:
     memory: int | None = None
     flops: float | None = None
     embeddings: bool = False
+    quantize: Quantize = "none"
+    offload: Offload = "none"
 
     def __post_init__(self) -> None:
         if self.memory is not None and not self.memory > 0:
