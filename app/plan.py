@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ..prompts import Concept
 
 PANEL = "The machine"
+COUNTED = ("variant", "revision", "config", "quantize", "offload")
+"""Of what says how a model is loaded, what a plan knows of."""
 
 
 def _flags(
@@ -102,17 +105,19 @@ def _plan(said: dict[str, Any], settings: dict[str, Any]) -> None:
     from ..erase import Loop, Machine, Planner, asked, configure, fit, parse_bytes, suited
 
     reading = {n: said.pop(f"loading_{n}") for n in FLAGS}
+    how = loading(reading)
     for name, flag in FLAGS.items():
-        if name not in ("variant", "revision", "config") and reading[name] != flag.default:
+        if name not in COUNTED and reading[name] != flag.default:
             raise InputError(f"{flag.name}: what it saves is not counted; plan without it, for what it is at most")
     given = _settings(said, settings)
     memory = None if said["memory"] is None else parse_bytes(said["memory"])
     # the file of prompts need not be there yet
-    machine = Machine(said["device"], said["dtype"], memory, said["flops"], said["embeddings"] is not None)
+    known, few = said["embeddings"] is not None, how.quantize
+    machine = Machine(said["device"], said["dtype"], memory, said["flops"], known, few, how.offload)
     has = {f.name for f in fields(Loop)}
-    how: dict[str, Any] = {k: tuple(v or ()) if k in ("validate", "track") else v for k, v in said.items() if k in has}
-    loop = Loop(work=Path("training"), **how)
-    planner = Planner(said["model"], how=loading(reading))
+    own: dict[str, Any] = {k: tuple(v or ()) if k in ("validate", "track") else v for k, v in said.items() if k in has}
+    loop = Loop(work=Path("training"), **own)
+    planner = Planner(said["model"], how=how)
     backbone = planner.blueprint(machine)
     preset = suited(said["method"], said["preset"] or backbone.preset, backbone.family)
     tool, concepts = configure(said["method"], preset, given), _concepts(said, backbone)
@@ -179,13 +184,7 @@ def _json(estimate: Estimate, room: int | None, found: Fit | None) -> dict[str, 
     out["fits"] = None if room is None else estimate.fits(room)
     if found is not None:
         out["to fit"] = {"flags": list(found.words), "fits": found.fits, "estimate": found.estimate.to_json()}
-        out["not counted"] = uncounted(estimate)
     return out
-
-
-def uncounted(e: Estimate) -> list[str]:
-    """What may save memory beside the flags that a plan tries: docs/loading.md says what each excludes."""
-    return ["--quantize ao-int8"] if e.device.startswith("cpu") else ["--offload model", "--quantize bnb4"]
 
 
 def _show(names: str, e: Estimate, room: int | None, found: Fit | None) -> None:
@@ -198,7 +197,7 @@ def _show(names: str, e: Estimate, room: int | None, found: Fit | None) -> None:
     for column, side in (("", "left"), ("memory", "right"), ("time", "right"), ("what takes it", "left")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     weights = ", ".join(f"{n} {amount(v)}" for n, v in e.weights.items())
-    table.add_row("weights", amount(sum(e.weights.values())), "", weights)
+    table.add_row("weights", amount(e.highest.weights), "", weights)
     for part in e.parts:
         what = ", ".join(f"{n} {amount(v)}" for n, v in sorted(part.memory.items(), key=lambda x: -x[1])[:4])
         table.add_row(part.name, amount(part.peak), duration(part.seconds), what)
@@ -209,8 +208,9 @@ def _show(names: str, e: Estimate, room: int | None, found: Fit | None) -> None:
     written = f"{amount(e.written)} in {', '.join(e.files)}"
     work = f"; {amount(e.work)} in the work folder meanwhile" if e.work else ""
     _say(f"{e.learns:,} numbers learn beside {e.parameters:,} of the denoiser; written: {written}{work}")
-    draws = amount(e.base + sum(e.weights.values()) + e.draws + e.workspace)
-    _say(f"drawing an image with the same pipeline takes {draws}")
+    if e.waiting:
+        _say(f"with --offload {e.offload} up to {amount(e.waiting)} of weights wait in the computer's own memory")
+    _say(f"drawing an image with the same pipeline takes {amount(e.drawing)}")
     if room is None:
         _say("how much memory there is nobody says: name it with --memory")
     elif found is None:
@@ -219,12 +219,20 @@ def _show(names: str, e: Estimate, room: int | None, found: Fit | None) -> None:
         _say(f"it does not fit into {amount(room)}; add {' '.join(found.words)}: {amount(found.estimate.memory)}")
         if "--embeddings FILE" in found.words:
             _say("FILE is what `erasers remember` writes, with the flags of this command")
+        if library := extra(found.words):
+            _say(f"that needs {library}: pip install 'erasers[{library}]'")
     else:
-        heavy = amount(sum(found.estimate.weights.values()))
+        heavy = amount(found.estimate.highest.weights)
         with_all = f" with {' '.join(found.words)}" if found.words else ""
         least = f"{amount(found.estimate.memory)}{with_all}, {heavy} of it weights"
         _say(f"it does not fit into {amount(room)}, and nothing that is counted makes it: {least}")
-        _say(f"not counted: {', '.join(uncounted(e))} (docs/loading.md says what each excludes)")
+
+
+def extra(words: Sequence[str]) -> str:
+    """The library that some flags need and that is not installed; "" where there is none."""
+    said = " ".join(words)
+    library = "torchao" if "--quantize ao-" in said else "bitsandbytes" if "bnb" in said or "8bit" in said else ""
+    return library if library and find_spec(library) is None else ""
 
 
 def amount(size: int) -> str:

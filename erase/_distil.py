@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipelines import LATENTS, Backbone, Drawing, distilled, draw_in
+from ..pipelines import LATENTS, Backbone, Drawing, check_trainable, distilled, draw_in
 from ..prompts import InputError
 from ..prompts import load as prompt_set
 from . import _files as files
@@ -150,6 +150,7 @@ class Distil(Finetune):
 
     def needs(self, sheet: Sheet) -> Needs:
         """Two students, two Adams, and an average where one is kept."""
+        check_trainable(sheet.backbone.denoiser, f"cannot train {sheet.backbone.name}", dense=self.dense)
         check_dense(sheet.backbone, dense=self.dense)
         rows, count = sheet.parts(self.batch)
         shapes, before, prompts = self.learns.shapes(sheet.backbone), self.before(sheet), self.prompted(sheet.task)

@@ -40,6 +40,18 @@ def _half(ask: Ask, backbone: Backbone) -> Ask | None:
     return replace(ask, machine=replace(ask.machine, dtype=str(kind).removeprefix("torch.")))
 
 
+def _components_wait(ask: Ask, backbone: Backbone) -> Ask | None:
+    if ask.machine.host or ask.machine.offload != "none":
+        return None
+    return replace(ask, machine=replace(ask.machine, offload="model"))
+
+
+def _layers_wait(ask: Ask, backbone: Backbone) -> Ask | None:
+    if ask.machine.host or trained(ask.tool) or ask.machine.offload == "sequential":
+        return None
+    return replace(ask, machine=replace(ask.machine, offload="sequential"))
+
+
 def _remembered(ask: Ask, backbone: Backbone) -> Ask | None:
     if ask.machine.embeddings or not any(n.startswith("text_encoder") for n, _ in networks(backbone)):
         return None
@@ -77,18 +89,31 @@ def _rank(ask: Ask, backbone: Backbone) -> Ask | None:
     return replace(ask, tool=_with(ask.tool, rank=rank // 2))
 
 
+def _eight_bits(ask: Ask, backbone: Backbone) -> Ask | None:
+    if ask.machine.quantize != "none":
+        return None
+    return replace(ask, machine=replace(ask.machine, quantize="ao-int8" if ask.machine.host else "bnb8"))
+
+
+def _four_bits(ask: Ask, backbone: Backbone) -> Ask | None:
+    if ask.machine.host or ask.machine.quantize == "bnb4":
+        return None
+    return replace(ask, machine=replace(ask.machine, quantize="bnb4"))
+
+
 LEVERS: tuple[Callable[[Ask, Backbone], Ask | None], ...] = (
     # these learn the same, up to rounding
-    *(_checkpointing, _accumulate, _mixed, _half, _remembered, _unsaved),
-    # and these something else
+    *(_checkpointing, _accumulate, _mixed, _half, _components_wait, _layers_wait, _remembered, _unsaved),
+    # these something else
     *(_small_moments, _batch, _low_rank, _rank),
+    # and these on another base
+    *(_eight_bits, _four_bits),
 )
-"""What may be changed, in the order in which it is tried. Weights kept elsewhere or in fewer bits (`--offload`,
-`--quantize`) are not counted, and not among them."""
+"""What may be changed, in the order in which it is tried."""
 
 SAID = (
     *(("loop", n) for n in ("gradient_checkpointing", "accumulate", "mixed_precision")),
-    *(("machine", n) for n in ("dtype", "embeddings")),
+    *(("machine", n) for n in ("dtype", "quantize", "offload", "embeddings")),
     *(("loop", n) for n in ("checkpoint_every", "optimizer")),
     *(("tool", n) for n in ("batch", "dense", "rank")),
 )
@@ -171,9 +196,9 @@ def _tried(planner: Planner, ask: Ask, kinds: Sequence[int]) -> tuple[Ask, Estim
     """The run changed by one lever after another (one that has nothing to change leaves it) and its estimate; None
     where what comes of it is refused.
     """
-    for kind in kinds:
-        ask = LEVERS[kind](ask, planner.blueprint(ask.machine)) or ask
     try:
+        for kind in kinds:
+            ask = LEVERS[kind](ask, planner.blueprint(ask.machine)) or ask
         return ask, planner.estimate(ask)
     except InputError:
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..pipelines import chosen_device
+from ..pipelines import Offload, Quantize, chosen_device
 from ..prompts import InputError
 from ._speed import Speed
 
@@ -26,6 +26,8 @@ class Machine:
         memory: bytes there are; None: the device's own.
         flops: floating point operations a second that its data sheet names; None: what it reaches is measured.
         embeddings: prompts are remembered (`load(..., embeddings=...)`), and no text encoder is loaded.
+        quantize: weights are read into few bits, as `Loading` says.
+        offload: only what computes is on the device, as `Loading` says.
         speed: what was measured there before, in place of `flops`.
     """
 
@@ -34,6 +36,8 @@ class Machine:
     memory: int | None = None
     flops: float | None = None
     embeddings: bool = False
+    quantize: Quantize = "none"
+    offload: Offload = "none"
     speed: Speed | None = None
 
     def __post_init__(self) -> None:

@@ -10,11 +10,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..pipelines import Backbone, Learns
+from ..pipelines import Backbone, Learns, check_trainable
 from . import _files as files
 from ._kohya import needs_kohya
 from ._student import check_dense
@@ -57,6 +57,8 @@ class Stage:
         peak: bytes of work that is no pass of the denoiser, at once.
         flops: operations of such work, in one repeat.
         again: gradients of the calls before are kept, and in `held`.
+        runs: which networks are on the device meanwhile with `--offload`: the denoiser, which computes or learns; the
+            text encoders; or the one while the other is called.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Stage:
     peak: int = 0
     flops: float = 0.0
     again: bool = False
+    runs: Literal["denoiser", "texts", "both"] = "denoiser"
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ def one_student(
         before: stages before the first step.
         prompts: how many are encoded.
     """
+    check_trainable(sheet.backbone.denoiser, f"cannot train {sheet.backbone.name}", dense=not learns.rank)
     check_dense(sheet.backbone, dense=not learns.rank)
     shapes = learns.shapes(sheet.backbone)
     sizes = [math.prod(s) for s in shapes.values()]

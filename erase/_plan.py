@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..pipelines import Backbone, Loading, Scale, blueprint
+from ..pipelines import Backbone, Few, Loading, Scale, as_offloaded, blueprint, check_offload, unpacked, values_in
 from ..prompts import Concept, InputError
 from ._erase import check_loop, chosen, prepared
 from ._machine import MB, Machine
 from ._method import Method, Task, name_of, settings_of
 from ._needs import Needs, Planned, Sheet, Stage
+from ._present import Present, loaded
 from ._speed import Speed, measured
 from ._train import Loop
 
@@ -36,16 +37,23 @@ class Part:
         name: of the stage.
         memory: bytes by what they are, "activations" among them, at the stage's highest point; the weights not.
         seconds: of the whole stage, all its repeats.
+        weights: bytes of weights on the device meanwhile: all, or with `--offload` those of what computes.
     """
 
     name: str
     memory: Mapping[str, int]
     seconds: float
+    weights: int
 
     @property
     def peak(self) -> int:
         """Bytes at its highest point, the weights not counted."""
         return sum(self.memory.values())
+
+    @property
+    def whole(self) -> int:
+        """Bytes at its highest point, weights and gaps counted."""
+        return self.weights + int(self.peak * (1 + GAPS))
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,9 @@ class Estimate:
         family: of the model.
         device: where.
         dtype: precision of the weights.
-        weights: bytes of the loaded components, by name.
+        quantize: what weights were read into few bits by, and
+        offload: how those that do not compute wait elsewhere; "none" both where nothing was said.
+        weights: bytes of the loaded components, by name, wherever they are.
         parts: the run's stages, in order.
         base: bytes that the process and its libraries, or CUDA, take anyway.
         workspace: bytes that kernels take for a moment.
@@ -69,6 +79,7 @@ class Estimate:
         work: bytes in the work folder at most, while it runs.
         speed: what the times follow from.
         draws: bytes at the highest point of drawing one image afterwards, the weights not counted.
+        drawing: the same, everything counted.
     """
 
     method: str
@@ -77,6 +88,8 @@ class Estimate:
     family: str
     device: str
     dtype: str
+    quantize: str
+    offload: str
     weights: Mapping[str, int]
     parts: tuple[Part, ...]
     base: int
@@ -87,21 +100,27 @@ class Estimate:
     work: int
     speed: Speed
     draws: int
+    drawing: int
 
     @property
     def extra(self) -> int:
-        """Bytes at the run's highest point beside the loaded pipeline."""
-        return int(max(p.peak for p in self.parts) * (1 + GAPS)) + self.workspace
+        """Bytes at the run's highest point beside the weights that are there then."""
+        return self.highest.whole - self.highest.weights + self.workspace
 
     @property
     def memory(self) -> int:
         """Bytes at its highest point, everything counted."""
-        return self.base + sum(self.weights.values()) + self.extra
+        return self.base + self.highest.whole + self.workspace
 
     @property
     def highest(self) -> Part:
         """The stage that needs most."""
-        return max(self.parts, key=lambda p: p.peak)
+        return max(self.parts, key=lambda p: p.whole)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of the computer's own memory in which weights wait for their turn; 0 without `--offload`."""
+        return 0 if self.offload == "none" else sum(self.weights.values())
 
     @property
     def seconds(self) -> float:
@@ -119,7 +138,8 @@ class Estimate:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, the sums among them."""
-        sums = {"memory": self.memory, "extra": self.extra, "seconds": self.seconds, "written": self.written}
+        sums = {"memory": self.memory, "extra": self.extra, "waiting": self.waiting}
+        sums |= {"seconds": self.seconds, "written": self.written}  # type: ignore[dict-item]
         return {**sums, "highest": self.highest.name, **asdict(self)}
 
 
@@ -139,7 +159,8 @@ class Planner:
     Args:
         model: a bundled name, a diffusers folder (its weights may be missing) or a Hub id; only configs are read.
         call: more arguments of every stock call, such as `height` and `width`.
-        how: revision, variant and config, as `load` takes them; what else is in it is not counted.
+        how: revision, variant and config, as `load` takes them. Quantisation and offloading are the machine's, and what
+            else is in it is not counted.
 
     Raises:
         InputError: see `blueprint`.
@@ -148,17 +169,23 @@ class Planner:
     def __init__(
         self, model: str | os.PathLike[str], *, call: Mapping[str, Any] | None = None, how: Loading | None = None
     ) -> None:
-        self.model, self.call, self.how = os.fspath(model), call, how
-        self._blueprints: dict[tuple[str, str | None], Backbone] = {}
+        self.model, self.call, self.how = os.fspath(model), call, how or Loading()
+        self._blueprints: dict[tuple[str, str | None, str], Backbone] = {}
         self._scales: dict[tuple[Any, ...], Scale] = {}
         self._speeds: dict[tuple[str, torch.dtype], Speed] = {}
 
     def blueprint(self, machine: Machine) -> Backbone:
-        """The model on that machine, without weights."""
-        key = (machine.place, machine.dtype)
+        """The model on that machine, without weights.
+
+        Raises:
+            InputError: see `blueprint`.
+        """
+        how = replace(self.how, quantize=machine.quantize, offload=machine.offload)
+        check_offload(machine.place, how)
+        key = (machine.place, machine.dtype, machine.quantize)
         if key not in self._blueprints:
             self._blueprints[key] = blueprint(
-                self.model, dtype=machine.dtype, device=machine.place, call=self.call, how=self.how
+                self.model, dtype=machine.dtype, device=machine.place, call=self.call, how=how
             )
         return self._blueprints[key]
 
@@ -172,16 +199,27 @@ class Planner:
         if not isinstance(tool, Planned):
             raise InputError(f"{name_of(tool)} does not say what it needs: give it `needs`, see docs/memory.md")
         backbone = self.blueprint(machine)
-        needs = tool.needs(Sheet(backbone, ask.task, loop))
+        with as_offloaded(backbone.denoiser, machine.offload):
+            needs = tool.needs(Sheet(backbone, ask.task, loop))
         half = HALVES.get(loop.mixed(backbone.dtype, machine.place))
         scale = self._scale(backbone, loop.gradient_checkpointing, half)
         speed = self._speed(machine, half or backbone.dtype)
-        parts = [] if machine.embeddings else [_encoding(backbone, needs, speed)]
-        parts += [_part(s, scale, speed, machine) for s in needs.stages]
+        weights = loaded(backbone, embeddings=machine.embeddings)
+        there = Present.of(backbone, weights, machine.offload)
+        encoding = _encoding(backbone, needs, speed, there)
+        parts = [] if machine.embeddings else [encoding]
+        if machine.offload == "model" and trained(tool) and backbone.component != "unet" and there.texts:
+            # asked when the denoiser is there already, the stock call encodes an empty prompt
+            parts.append(Part("sizes and times", dict(needs.stages[0].held), 0.0, there.both))
+        parts += [_part(s, scale, speed, machine=machine, there=there) for s in needs.stages]
         if loop.validate_every:
-            parts.append(self._validation(ask, needs, scale=scale, speed=speed))
-        weights = on_device(backbone, machine)
-        largest = max(p.numel() * p.element_size() for p in backbone.denoiser.parameters())
+            parts.append(self._validation(ask, needs, scale=scale, speed=speed, there=there))
+        largest = max(values_in(p) for p in backbone.denoiser.parameters()) * backbone.dtype.itemsize
+        drawn, decoded = scale.weigh(2).peak, scale.decode()
+        base = RUNTIME if machine.host else CONTEXT
+        # convolutions and matrix products on CPUs bring weights and what they read into an order of their own
+        workspace = WORKSPACE[0] + WORKSPACE[1] * largest if machine.host else 0
+        drawing = max(there.texts, there.denoiser + drawn, there.decoder + decoded)
         return Estimate(
             method=name_of(tool),
             settings=settings_of(tool),
@@ -189,17 +227,19 @@ class Planner:
             family=backbone.family,
             device=machine.place,
             dtype=str(backbone.dtype).removeprefix("torch."),
+            quantize=machine.quantize,
+            offload=machine.offload,
             weights=weights,
             parts=tuple(parts),
-            base=RUNTIME if machine.host else CONTEXT,
-            # convolutions and matrix products on CPUs bring weights and what they read into an order of their own
-            workspace=WORKSPACE[0] + WORKSPACE[1] * largest if machine.host else 0,
+            base=base,
+            workspace=workspace,
             learns=needs.learns,
-            parameters=sum(p.numel() for p in backbone.denoiser.parameters()),
+            parameters=sum(values_in(p) for p in backbone.denoiser.parameters()),
             files=dict(needs.files),
             work=needs.work if loop.work is not None else 0,
             speed=speed,
-            draws=max(scale.weigh(2).peak, scale.decode()),
+            draws=max(drawn, decoded),
+            drawing=base + drawing + workspace,
         )
 
     def _scale(self, backbone: Backbone, checkpointing: bool, half: torch.dtype | None) -> Scale:
@@ -218,7 +258,7 @@ class Planner:
             self._speeds[key] = measured(machine.place, dtype)
         return self._speeds[key]
 
-    def _validation(self, ask: Ask, needs: Needs, *, scale: Scale, speed: Speed) -> Part:
+    def _validation(self, ask: Ask, needs: Needs, *, scale: Scale, speed: Speed, there: Present) -> Part:
         """Drawing the validation images of a run."""
         n = len(ask.loop.validate) or len(ask.task.concepts) + min(2, len(ask.task.preserve))
         steps = int(getattr(ask.tool, "steps", 1))
@@ -226,8 +266,9 @@ class Planner:
         last = max(needs.stages, key=lambda s: s.repeats)
         drawn = scale.weigh(2 * n)
         memory = {**last.held, **(last.host if ask.machine.host else {})}
-        memory["activations"] = max(drawn.peak, scale.decode(n))
-        return Part("validation", memory, 20 * sheets * speed.seconds(drawn.flops, drawn.steps))
+        turns = ((there.both, 0), (there.denoiser, drawn.peak), (there.decoder, scale.decode(n)))
+        weights, memory["activations"] = max(turns, key=sum)
+        return Part("validation", memory, 20 * sheets * speed.seconds(drawn.flops, drawn.steps), weights)
 
 
 WORKSPACE = (30 * MB, 5)
@@ -241,13 +282,7 @@ def networks(backbone: Backbone) -> list[tuple[str, nn.Module]]:
     return [(n, m) for n, m in backbone.pipe.components.items() if isinstance(m, nn.Module)]
 
 
-def on_device(backbone: Backbone, machine: Machine) -> dict[str, int]:
-    """Bytes of each component's weights on the device. Weights that are kept elsewhere or in fewer bits belong here."""
-    there = [(n, m) for n, m in networks(backbone) if not (machine.embeddings and n.startswith("text_encoder"))]
-    return {n: sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for n, m in there}
-
-
-def _part(stage: Stage, scale: Scale, speed: Speed, machine: Machine) -> Part:
+def _part(stage: Stage, scale: Scale, speed: Speed, *, machine: Machine, there: Present) -> Part:
     """A stage's highest point and time."""
     highest, flops, steps = stage.peak, stage.flops, 0.0
     for call in stage.calls:
@@ -258,13 +293,16 @@ def _part(stage: Stage, scale: Scale, speed: Speed, machine: Machine) -> Part:
     memory = {**stage.held, **(stage.host if machine.host else stage.device)}
     if highest:
         memory["activations"] = highest
-    return Part(stage.name, memory, stage.repeats * speed.seconds(flops, steps))
+    weights = {"denoiser": there.denoiser, "texts": there.texts, "both": there.both}[stage.runs]
+    return Part(stage.name, memory, stage.repeats * speed.seconds(flops, steps), weights)
 
 
-def _encoding(backbone: Backbone, needs: Needs, speed: Speed) -> Part:
-    """Encoding the prompts: two operations for each weight and token, and the states of the layers."""
+def _encoding(backbone: Backbone, needs: Needs, speed: Speed, there: Present) -> Part:
+    """Encoding the prompts: two operations for each weight and token, the states of the layers, and the largest weight
+    in few bits made whole.
+    """
     tokens = max((s[1] for s in _states(backbone)), default=77)
-    flops, width = 0.0, 0
+    flops, width, whole = 0.0, 0, 0
     for name, net in networks(backbone):
         if name.startswith("text_encoder"):
             words = {id(m) for m in net.modules() if isinstance(m, nn.Embedding)}
@@ -272,7 +310,9 @@ def _encoding(backbone: Backbone, needs: Needs, speed: Speed) -> Part:
             flops += 2.0 * (sum(p.numel() for p in net.parameters()) - tables) * tokens * needs.prompts
             wide = max((m.out_features for m in net.modules() if isinstance(m, nn.Linear)), default=0)
             width = max(width, wide * next(net.parameters()).element_size())
-    return Part("prompts", {"activations": 3 * min(needs.prompts, 64) * tokens * width}, speed.seconds(flops))
+            whole = max([whole, *(unpacked(p.how, p) for p in net.parameters() if isinstance(p, Few))])
+    memory = {"activations": 3 * min(needs.prompts, 64) * tokens * width + whole}
+    return Part("prompts", memory, speed.seconds(flops), there.texts)
 
 
 def _states(backbone: Backbone) -> list[tuple[int, ...]]:

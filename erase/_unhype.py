@@ -320,6 +320,7 @@ class Training:
 def planned(settings: UnHype, sheet: Sheet) -> Needs:
     """For planning: one network, two Adams, and a step of each."""
     s, backbone, loop, task = settings, sheet.backbone, sheet.loop, sheet.task
+    check_trainable(backbone.denoiser, f"cannot train {backbone.name}")
     learns = Learns(s.train, s.rank, written=True, pooled=s.pooled)
     sizes = tuple((n, m.in_features, m.out_features) for n, m in learns.layers(backbone).items())
     if not sizes:

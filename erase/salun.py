@@ -114,8 +114,7 @@ class SalUn(Relabel):
 
     def before(self, sheet: Sheet) -> tuple[Stage, ...]:
         """Drawing the images, and ranking the weights."""
-        rows, _ = sheet.parts(self.batch)
-        ranked = Learns(self.rank_over)
+        rows, ranked = sheet.parts(self.batch)[0], Learns(self.rank_over)
         call = Call(2 * rows, times=self.mask_passes * self.images / rows, learns=ranked)
         stages = super().before(sheet)
         images = {k: v for s in stages for k, v in s.held.items()}
@@ -124,7 +123,8 @@ class SalUn(Relabel):
 
     def needs(self, sheet: Sheet) -> Needs:
         """What a run with these settings asks for."""
-        share = 1.0 if self.mask == "none" else self.density
+        share, backbone = 1.0 if self.mask == "none" else self.density, sheet.backbone
+        check_trainable(backbone.denoiser, f"cannot rank the weights of {backbone.name}", dense=True)
         return under_mask(sheet, self, ranked=self.rank_over, share=share) if self.dense else super().needs(sheet)
 
 

@@ -11,7 +11,7 @@ which is a LoRA of rank at most the number of edited states, exactly: no SVD, on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -134,11 +134,15 @@ class UCE:
         for n, m in layers.items():
             shapes |= {f"{n}.lora_A.weight": (edits, m.in_features), f"{n}.lora_B.weight": (m.out_features, edits)}
         numbers = sum(a * b for a, b in shapes.values())
-        peak = 8 * (3 * width**2 + 4 * width * (edits + 8 * kept)) + 4 * max(m.weight.numel() for m in layers.values())
-        flops = sum(2 * edits * m.weight.numel() for m in layers.values()) + 2 * width**2 * (width + edits + 8 * kept)
+        sizes = [m.in_features * m.out_features for m in layers.values()]
+        peak = 8 * (3 * width**2 + 4 * width * (edits + 8 * kept)) + 4 * max(sizes)
+        flops = 2 * edits * sum(sizes) + 2 * width**2 * (width + edits + 8 * kept)
         held = {"prompts": sheet.encoded(2 * names + kept), "update": 4 * numbers}
-        solve = Stage("solve", (), held, peak=peak, flops=flops)
-        return Needs((solve,), numbers, 2 * names + kept, lora_files(shapes))
+        # weights are read where they wait; of transformers the denoiser is asked what a prompt's states become
+        alone = backbone.component == "unet"
+        solve = Stage("solve", (), held, peak=peak, flops=flops, runs="texts" if alone else "both")
+        pooled = (replace(solve, name="pooled", flops=0, runs="both"),) * (self.pooled and backbone.pooled is not None)
+        return Needs((solve, *pooled), numbers, 2 * names + kept, lora_files(shapes))
 
     def _pooled(self, backbone: Backbone, layer: str, task: Task, scales: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """The same closed form on what enters the layer that reads the pooled text vector: one vector a sentence."""

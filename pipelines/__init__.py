@@ -6,17 +6,18 @@ from ._blueprint import blueprint
 from ._bundled import BUNDLED
 from ._few import Drawing, draw_in
 from ._fingerprint import ROUNDED, SAME, distance, fingerprint
-from ._held import Values, check_trainable, check_writable
+from ._held import Values, as_offloaded, check_trainable, check_writable
 from ._hub import asking_hub
 from ._ledger import Ledger
 from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
 from ._loading import Loading, Offload, Quantize
 from ._memory import Embeddings, some
 from ._overlay import check_unfused, overlay
-from ._place import DTYPES, chosen_device, half_precision
+from ._place import DTYPES, check_offload, chosen_device, half_precision
 from ._prompted import Pairs, Read, Write, Writer, writers
 from ._quiet import quiet
 from ._seeds import step_generator
+from ._shrunk import Few, held_bytes, tensor_bytes, unpacked, values_in
 from ._signals import bypassed, disguised, pipeline_class, portable, prompt_signals, signals, write_by_prompt
 from ._single import PICKLES
 from ._weigh import LATENTS, Learns, Pass, Scale
@@ -32,6 +33,7 @@ __all__ = [
     "Condition",
     "Drawing",
     "Embeddings",
+    "Few",
     "Group",
     "Learns",
     "Ledger",
@@ -49,11 +51,13 @@ __all__ = [
     "Writer",
     "acting",
     "activate",
+    "as_offloaded",
     "asking_hub",
     "blueprint",
     "bypassed",
     "canvas_folder",
     "canvas_open_clip",
+    "check_offload",
     "check_trainable",
     "check_unfused",
     "check_writable",
@@ -65,6 +69,7 @@ __all__ = [
     "draw_in",
     "fingerprint",
     "half_precision",
+    "held_bytes",
     "load",
     "low_rank",
     "models",
@@ -77,7 +82,10 @@ __all__ = [
     "signals",
     "some",
     "step_generator",
+    "tensor_bytes",
+    "unpacked",
     "unplug",
+    "values_in",
     "watch",
     "wrap",
     "write_by_prompt",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from ._backbone import Backbone
 from ._bundled import BUNDLED
 from ._hub import pipeline_index
 from ._ledger import META
-from ._load import canvas_mark, check_options, check_source, wrap
-from ._loading import Loading
+from ._load import canvas_mark, check_changed, check_options, check_source, wrap
+from ._loading import Loading, Quantize
 from ._memory import Embeddings
-from ._place import precision
+from ._place import check_offload, precision
 from ._prompt_shapes import prompt_shapes
+from ._quantize import check_works, shrunk
 from ._quiet import quiet
-from ._single import is_file
+from ._shrunk import shrink
+from ._single import from_header, is_file, is_whole
 
 LABEL = "erasers-blueprint"
 SKIPPED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -50,99 +53,154 @@ def blueprint(
     Args:
         source: a bundled name, a diffusers folder (weights may be missing), or a Hub id.
         dtype: precision of the weights; by default what `load` chooses on that device.
-        device: where it would be loaded.
+        device: where it would be loaded, which need not be here.
         call: more arguments of every stock call, such as `height` and `width`.
         how: its revision, variant and config, as `load` takes them; of a single file the pipeline that `config` names
-            is read. What else is in it changes nothing here.
+            is read, and of a .gguf file its header. Weights that it quantises are counted in their few bits. What it
+            offloads changes nothing here.
 
     Raises:
         InputError: no such model, no configs, a family without a backbone, or options that do not fit.
     """
     name, how = os.fspath(source), how or Loading()
     precision(dtype, device, None)  # refuse an unknown one
+    check_offload(device, how)
+    if how.quantize != "none":
+        check_works(how.quantize, f"--quantize {how.quantize}", device)
     found = BUNDLED.get(name)
     if found is not None and found.base:
         found = BUNDLED[found.base]
     where = found.folder if found else Path(name)
     if found is None:
         check_source(name, where)
-    check_options(os.fspath(source), where, how)
-    if how.config:  # a single file's: its pipeline tells enough
-        return blueprint(how.config, dtype=dtype, device=device, call=call)
-    place: Path | str = where if where.is_dir() else name
-    if found is None and is_file(name):
+    check_options(name, where, how)
+    if found is None and is_file(name) and not how.config:
         raise InputError(
             f"{name} is a single file: name the folder or Hub id of its pipeline with --model-config, whose configs "
             "tell enough"
         )
+    file, named = (name, how.config) if how.config else (None, name)  # of a file, its pipeline tells enough
+    if file is not None:
+        found = BUNDLED.get(named)
+        where = found.folder if found else Path(named)
+    place: Path | str = where if where.is_dir() else named
     try:
         with quiet():
-            index = pipeline_index(place, how.revision)
-            kind = precision(dtype, device, index.get("_class_name"))
-            pipe = _assemble(place, index, dtype=kind, revision=how.revision)
+            parts = _Parts.of(place, None if file else how.revision)
+            parts = parts.held(how.quantize, precision(dtype, device, parts.index.get("_class_name")), file=file)
+            pipe = _assemble(parts)
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        raise InputError(f"cannot read the configs of {name!r}: {first_line(error)}") from error
+        raise InputError(f"cannot read the configs of {named!r}: {first_line(error)}") from error
     backbone: Any = wrap(pipe, name, call={**canvas_mark(where).get("call", {}), **(call or {})})
     backbone.embeddings = _Blank(*prompt_shapes(backbone))
+    check_changed(backbone, how)
     return backbone  # type: ignore[no-any-return]
 
 
-def _assemble(
-    place: Path | str, index: Mapping[str, Any], *, dtype: torch.dtype, revision: str | None
-) -> DiffusionPipeline:
+@dataclass(frozen=True)
+class _Parts:
+    """What a pipeline is put together of.
+
+    Attributes:
+        place: folder or Hub id.
+        revision: of it.
+        index: its `model_index.json`.
+        dtype: precision of the weights.
+        few: how its networks in few bits are held, by component.
+        given: networks that come from elsewhere, by component.
+    """
+
+    place: Path | str
+    revision: str | None
+    index: Mapping[str, Any]
+    dtype: torch.dtype = torch.float32
+    few: Mapping[str, Quantize] = field(default_factory=dict)
+    given: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, place: Path | str, revision: str | None) -> _Parts:
+        return cls(place, revision, pipeline_index(place, revision))
+
+    def held(self, what: Quantize, dtype: torch.dtype, *, file: str | None) -> _Parts:
+        """In that precision, with what is quantised; a whole checkpoint's text encoders are not."""
+        given: dict[str, nn.Module] = {}
+        without: Sequence[str] = ()
+        if file is not None:
+            component = "unet" if "unet" in self.index else "transformer"
+            if file.lower().endswith(".gguf"):
+                given[component] = from_header(file, str(self.place), self.index, dtype)
+                without = [component]
+            elif is_whole(file):
+                without = [n for n in self.index if n != component]
+        few = dict.fromkeys(shrunk(what, self.index, without), what)
+        return replace(self, dtype=dtype, few=few, given=given)
+
+
+def _assemble(parts: _Parts) -> DiffusionPipeline:
     """The pipeline with networks on the meta device, real schedulers, and nothing else."""
-    cls = getattr(diffusers, str(index.get("_class_name")), None)
+    cls = getattr(diffusers, str(parts.index.get("_class_name")), None)
     if cls is None:
-        raise ValueError(f"diffusers has no pipeline {index.get('_class_name')!r}")
-    parts: dict[str, Any] = {}
-    for name, value in index.items():
+        raise ValueError(f"diffusers has no pipeline {parts.index.get('_class_name')!r}")
+    made: dict[str, Any] = {}
+    for name, value in parts.index.items():
         if name.startswith("_"):
             continue
         if isinstance(value, (list, tuple)) and len(value) == 2:
             kept = name not in SKIPPED and value[0] is not None
-            configs = {"subfolder": name, "revision": revision}
-            parts[name] = _part(place, configs, tuple(value), dtype) if kept else None
+            made[name] = _part(parts, name) if kept else None
         else:
-            parts[name] = value
+            made[name] = value
     taken = inspect.signature(cls.__init__).parameters
     # the stock call's own tensors are small and real: masks, times and places
     here = property(lambda _self: torch.device("cpu"))
     plain = type(cls.__name__, (cls,), {"_execution_device": here, "device": here, "__module__": cls.__module__})
     needed = {k: None for k, p in taken.items() if p.default is inspect.Parameter.empty and k != "self"}
-    pipe = plain(**{**needed, **{k: v for k, v in parts.items() if k in taken}})
+    pipe = plain(**{**needed, **{k: v for k, v in made.items() if k in taken}})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _part(place: Path | str, configs: Mapping[str, str | None], what: tuple[str, ...], dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _part(parts: _Parts, name: str) -> Any:  # noqa: ANN401
     """One component: a scheduler, a network on the meta device, or nothing (tokenizers, processors of images)."""
-    library, kind = what
+    library, kind = parts.index[name]
     home = {"diffusers": diffusers, "transformers": transformers}.get(library)
     cls = getattr(home or importlib.import_module(f"diffusers.pipelines.{library}"), kind)
+    configs = {"subfolder": name, "revision": parts.revision}
     if issubclass(cls, SchedulerMixin):
-        return cls.from_config(cls.load_config(place, **configs))
+        return cls.from_config(cls.load_config(parts.place, **configs))
     if not issubclass(cls, nn.Module):
         return None
+    if name in parts.given:
+        return _readied(parts.given[name])
     with torch.device("meta"):
         if issubclass(cls, ModelMixin) and issubclass(cls, ConfigMixin):
-            net = cls.from_config(cls.load_config(place, **configs))
+            net = cls.from_config(cls.load_config(parts.place, **configs))
         else:
-            net = cls(cls.config_class.from_pretrained(place, **configs))
-    if kind == "HiDreamImageTransformer2DModel":  # the same numbers, in an order that needs no sizes read from a tensor
-        net.unpatchify = partial(_in_rows, net.unpatchify)
-    for m in net.modules():
-        if type(m).__name__ == "MOEFeedForwardSwiGLU":  # which expert a token goes to is in numbers that are not there
-            m.moe_infer = partial(_any_expert, m)
-    net = net.to(META, dtype).requires_grad_(False).eval()
+            net = cls(cls.config_class.from_pretrained(parts.place, **configs))
+    dtype = parts.dtype
+    net = _readied(net.to(META, dtype))
     # what is kept in float32 whatever is asked for: by transformers beside float16 only
     half = torch.float16 if home is transformers else dtype
     kept = getattr(net, "_keep_in_fp32_modules", None) if dtype != torch.float32 and dtype == half else None
     for path, p in net.named_parameters() if kept else ():
         if set(kept or ()) & set(path.split(".")):
             p.data = p.data.float()
+    if name in parts.few:
+        shrink(net, parts.few[name])
     return net
+
+
+def _readied(net: Any) -> nn.Module:  # noqa: ANN401
+    """A network that can be run without numbers."""
+    if type(net).__name__ == "HiDreamImageTransformer2DModel":  # in an order that needs no sizes read from a tensor
+        net.unpatchify = partial(_in_rows, net.unpatchify)
+    for m in net.modules():
+        if type(m).__name__ == "MOEFeedForwardSwiGLU":  # which expert a token goes to is in numbers that are not there
+            m.moe_infer = partial(_any_expert, m)
+    net.requires_grad_(False).eval()
+    return net  # type: ignore[no-any-return]
 
 
 def _any_expert(module: Any, x: Tensor, places: Tensor, weights: Tensor) -> Tensor:  # noqa: ANN401

@@ -12,6 +12,7 @@ from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from torch import Tensor, nn
 
 from ..prompts import InputError
+from ._shrunk import WORDS, Few
 
 BITS = {"Params4bit": "bitsandbytes, 4 bits", "Int8Params": "bitsandbytes, 8 bits", "GGUFParameter": "GGUF"}
 """Kinds of quantised parameters, by the names of their classes."""
@@ -22,6 +23,8 @@ def bits(p: Tensor) -> str:
     kind = type(p)
     if kind in (nn.Parameter, Tensor):
         return ""
+    if isinstance(p, Few):
+        return WORDS[p.how]
     return "torchao" if kind.__module__.startswith("torchao") else BITS.get(kind.__name__, "")
 
 
@@ -50,6 +53,8 @@ def offloaded(root: nn.Module) -> str:
     """How a network is offloaded: "model" as a whole, "sequential" layer by layer, "" not at all. A device map leaves
     hooks too, under which weights stay in place.
     """
+    if (told := vars(root).get(TOLD)) is not None:
+        return str(told)
     if not hasattr(root, "_hf_hook"):
         return ""
     if any(p.is_meta for p in root.parameters()):
@@ -57,10 +62,28 @@ def offloaded(root: nn.Module) -> str:
     return "model" if any(isinstance(h, CpuOffload) for h in _hooks(root)) else ""
 
 
+TOLD = "_erasers_offloaded"
+"""What a blueprint's network is told instead of having hooks."""
+
+
+@contextmanager
+def as_offloaded(root: nn.Module, how: str) -> Iterator[None]:
+    """Inside, a blueprint's network counts as offloaded in that way ("model", "sequential", "none")."""
+    vars(root)[TOLD] = "" if how == "none" else how
+    try:
+        yield
+    finally:
+        del vars(root)[TOLD]
+
+
 def wake(root: nn.Module) -> None:
-    """Bring a network that is offloaded as a whole to where it computes; its next turn takes it away again."""
+    """Bring a network that is offloaded as a whole to where it computes, in the place of what computed before it; its
+    next turn takes it away again.
+    """
     if offloaded(root) == "model":
-        root.to(execution_device(root))
+        for hook in _hooks(root):
+            if isinstance(hook, CpuOffload):
+                hook.pre_forward(root)
 
 
 def compiled(root: nn.Module) -> list[nn.Module]:

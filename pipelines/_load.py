@@ -94,8 +94,7 @@ def load(
         raise InputError(f"cannot use device {device!r}: {first_line(error)}; see --device") from error
     pipe.set_progress_bar_config(disable=True)
     backbone = wrap(pipe, name, embeddings=known)
-    if how.quantize != "none" and not backbone.quantized:
-        raise InputError(f"--quantize {how.quantize} changed nothing in {name!r}: choose another, or leave it out")
+    check_changed(backbone, how)
     spare(pipe, backbone.denoiser, how)
     backbone.drawing, backbone.provenance, backbone.compiler = drawing, origin, how.compile
     return backbone
@@ -173,6 +172,18 @@ def check_options(name: str, where: Path, how: Loading) -> None:
             how.refuse(("revision",), f"it names a version on the Hub, {name} is a file")
     else:
         how.refuse(("config",), "it belongs to a single file")
+
+
+def check_changed(backbone: Backbone, how: Loading) -> None:
+    """Refuse to quantise a model whose denoiser has nothing to quantise.
+
+    Raises:
+        InputError: it has none.
+    """
+    if how.quantize != "none" and not backbone.quantized:
+        raise InputError(
+            f"--quantize {how.quantize} changed nothing in {backbone.name!r}: choose another, or leave it out"
+        )
 
 
 def _variants(folder: Path) -> set[str]:

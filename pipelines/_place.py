@@ -80,11 +80,20 @@ def usable(device: str | None, how: Loading) -> str:
         InputError: there is none of that name, or none to offload from.
     """
     device = chosen_device(device)
+    check_offload(device, how)
+    return device
+
+
+def check_offload(device: str, how: Loading) -> None:
+    """Make sure that there is something to offload from.
+
+    Raises:
+        InputError: there is not.
+    """
     if how.offload != "none" and device.startswith("cpu"):
         raise InputError(
             f"--offload {how.offload} needs a GPU to bring parts to, the device is {device!r}: leave it out"
         )
-    return device
 
 
 def place(pipe: DiffusionPipeline, device: str, how: Loading) -> None:

@@ -31,7 +31,16 @@ def check_library(what: str, flag: str, device: str) -> None:
     library = LIBRARIES[what]
     if find_spec(library) is None:
         raise InputError(f"{flag} needs {library}, which is not installed: pip install 'erasers[{library}]'")
-    if library == "bitsandbytes" and device.startswith("cpu"):
+    check_works(what, flag, device)
+
+
+def check_works(what: str, flag: str, device: str) -> None:
+    """Make sure that it works on the device.
+
+    Raises:
+        InputError: it does not.
+    """
+    if LIBRARIES[what] == "bitsandbytes" and device.startswith("cpu"):
         raise InputError(f"{flag} needs a GPU, the device is {device!r}: use --device cuda, or --quantize ao-int8")
 
 
@@ -59,11 +68,16 @@ def shrinkable(parts: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def shrunk(what: Quantize, parts: Mapping[str, Any], without: Sequence[str] = ()) -> list[str]:
+    """The parts that are quantised, except some."""
+    return [n for n in shrinkable(parts) if n not in without] if what != "none" else []
+
+
 def arguments(
     what: Quantize, parts: Mapping[str, Any], dtype: torch.dtype, without: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The arguments of `DiffusionPipeline.from_pretrained` that quantise what is worth it, except some parts."""
-    names = [n for n in shrinkable(parts) if n not in without] if what != "none" else []
+    names = shrunk(what, parts, without)
     if not names:
         return {}
     mapping = {n: quantiser(what, n, dtype) for n in names}

@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import fetch_diffusers_config
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -183,3 +184,53 @@ def _denoiser(path: Path, how: Loading, parts: Mapping[str, Any], *, config: str
         net.save_pretrained(scratch)
         del net
         return cls.from_pretrained(scratch, dtype=dtype, quantization_config=quantiser(how.quantize, component, dtype))
+
+
+def is_whole(name: str) -> bool:
+    """For a blueprint: whether a .safetensors file holds more than the denoiser. One that is not here is taken to."""
+    path = here(name)
+    return path is None or Layout.of(path).whole
+
+
+def here(name: str) -> Path | None:
+    """The file of that name or address, where it is in this computer already."""
+    if not (found := PAGE.match(name)):
+        return Path(name) if Path(name).is_file() else None
+    repo, branch, path = map(unquote, found.groups())
+    kept = try_to_load_from_cache(repo, path, revision=branch)
+    return Path(kept) if isinstance(kept, str) else None
+
+
+def from_header(name: str, config: str, parts: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """For a blueprint: the denoiser of a .gguf file by its header, as diffusers would read it, without its weights.
+
+    Args:
+        name: of the file, or its address.
+        config: the pipeline that it belongs to.
+        parts: what is in that pipeline.
+        dtype: precision that it computes in.
+
+    Raises:
+        InputError: no such file here, or the library that reads it is missing.
+        OSError, ValueError, ...: what diffusers raises.
+    """
+    check_library("gguf", "a .gguf file", "")
+    from diffusers.quantizers.gguf.utils import GGUFParameter
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    path = here(name)
+    if path is None and PAGE.match(name):
+        raise InputError(f"{name} is not here, and its header says how its weights are held: download it first")
+    if path is None:
+        path, _, _ = fetch(name, None)  # says that there is none
+    checkpoint: dict[str, Tensor] = {}
+    for t in GGUFReader(path).tensors:
+        width = torch.from_numpy(np.empty(0, t.data.dtype)).dtype
+        empty = torch.empty(tuple(t.data.shape), dtype=width, device="meta")
+        whole = t.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+        checkpoint[t.name] = empty if whole else GGUFParameter(empty, quant_type=t.tensor_type)
+    component = "unet" if "unet" in parts else "transformer"
+    few = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+    told: dict[str, Any] = {"config": config, "subfolder": component, "dtype": dtype, "device": "meta"}
+    net = getattr(diffusers, parts[component][1]).from_single_file(checkpoint, quantization_config=few, **told)
+    return net

@@ -45,11 +45,11 @@ class Learns:
         found = backbone.modules(self.group)
         if self.pooled and backbone.pooled:
             found = {**found, backbone.pooled: backbone.modules("all")[backbone.pooled]}
-        total, out = sum(m.weight.numel() for m in found.values()), dict[str, nn.Linear]()
+        total, size, out = sum(m.in_features * m.out_features for m in found.values()), 0, dict[str, nn.Linear]()
         for name, m in found.items():
-            if sum(x.weight.numel() for x in out.values()) >= self.share * total:
+            if size >= self.share * total:
                 break
-            out[name] = m
+            out[name], size = m, size + m.in_features * m.out_features
         return out
 
     def shapes(self, backbone: Backbone) -> dict[str, tuple[int, ...]]:

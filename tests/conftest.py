@@ -2,6 +2,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import accelerate
+import diffusers
 import pytest
 import torch
 from families import EVERY, build
@@ -35,3 +37,12 @@ def sd() -> Backbone:
 def canvas() -> Backbone:
     """The bundled pipeline; tests leave it as they find it."""
     return load("canvas-sd")
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """The CPU in the place of a GPU that parts are brought to, so that hooks and bookkeeping run as they would."""
+    own = accelerate.cpu_offload
+    monkeypatch.setattr(diffusers.pipelines.pipeline_utils, "get_device", lambda: "cpu:0")
+    # tensors on "cpu:0" say "cpu", so that moving them there again would make copies that are no parameters
+    monkeypatch.setattr(accelerate, "cpu_offload", lambda net, _device, **more: own(net, torch.device("cpu"), **more))

@@ -1,6 +1,8 @@
 """Pipelines written as one file in the original layout: what `from_single_file` reads, the other way round."""
 
+import itertools
 import re
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -231,3 +233,21 @@ def sd3() -> DiffusionPipeline:
 
 
 MAKERS = {"sd": tiny.sd, "sd2": tiny.sd2, "sdxl": sdxl, "sd3": sd3}
+
+
+def gguf(state: dict[str, torch.Tensor], path: Path, kinds: tuple[str, ...] = ("Q8_0",)) -> None:
+    """A .gguf file of a denoiser: matrices of whole blocks of 32 in these kinds in turn, all else in float32."""
+    import gguf as library
+
+    writer, turn = library.GGUFWriter(path, "test"), itertools.cycle(library.GGMLQuantizationType[k] for k in kinds)
+    for name, value in state.items():
+        kind = next(turn) if value.ndim == 2 and value.shape[1] % 32 == 0 else None
+        whole = value.float().numpy()
+        writer.add_tensor(name, whole if kind is None else library.quants.quantize(whole, kind), raw_dtype=kind)
+    for finish in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        finish()

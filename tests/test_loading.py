@@ -258,15 +258,6 @@ class TestSparing:
 K = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
-@pytest.fixture
-def accelerator(monkeypatch):
-    """The CPU in the place of a GPU that parts are brought to, so that hooks and bookkeeping run as they would."""
-    own = accelerate.cpu_offload
-    monkeypatch.setattr(diffusers.pipelines.pipeline_utils, "get_device", lambda: "cpu:0")
-    # tensors on "cpu:0" say "cpu", so that moving them there again would make copies that are no parameters
-    monkeypatch.setattr(accelerate, "cpu_offload", lambda net, _device, **more: own(net, torch.device("cpu"), **more))
-
-
 def away(how: str) -> diffusers.DiffusionPipeline:
     pipe = tiny.sd()
     getattr(pipe, f"enable_{how}_cpu_offload")(device="cpu:0")
@@ -431,23 +422,10 @@ class TestFewBits:
 
     @needs("gguf")
     def test_gguf(self, tmp_path):
-        import gguf
-
         pipe = tiny.sd3()
         pipe.save_pretrained(tmp_path / "m")
         state = load_file(tmp_path / "m/transformer/diffusion_pytorch_model.safetensors")
-        writer, eight = gguf.GGUFWriter(tmp_path / "m.gguf", "sd3"), gguf.GGMLQuantizationType.Q8_0
-        for name, value in state.items():
-            few = value.ndim == 2 and value.shape[1] % 32 == 0
-            data = gguf.quants.quantize(value.numpy(), eight) if few else value.numpy()
-            writer.add_tensor(name, data, raw_dtype=eight if few else None)
-        for finish in (
-            writer.write_header_to_file,
-            writer.write_kv_data_to_file,
-            writer.write_tensors_to_file,
-            writer.close,
-        ):
-            finish()
+        single_file.gguf(state, tmp_path / "m.gguf")
         refused("--model-config", source=tmp_path / "m.gguf")
         backbone = load(tmp_path / "m.gguf", how=Loading(config=str(tmp_path / "m")))
         assert backbone.quantized == "GGUF"
@@ -662,7 +640,10 @@ class TestCommands:
         assert "--model-variant" in out
         code, _, err = run("plan", "moon", "--offload", "model", "--device", "cpu")
         assert code == 2
-        assert "--offload: what it saves is not counted" in err
+        assert "--offload model needs a GPU to bring parts to" in err
+        code, _, err = run("plan", "moon", "--vae-slicing", "--device", "cpu")
+        assert code == 2
+        assert "--vae-slicing: what it saves is not counted" in err
 
     def test_they_reach_the_model(self, tmp_path):
         pipe = tiny.sd()
