@@ -31,8 +31,9 @@ class Present:
         """Of a pipeline whose loaded components have so many bytes.
 
         Whole components come when they are called and go when the next one in the pipeline's order is. So the last text
-        encoder is still there when the first one is called again, and the denoiser when prompts are encoded in the
-        midst of training.
+        encoder is still there when the first one is called again, unless a UNet has computed meanwhile; and the denoiser
+        when prompts are encoded in the midst of training. Pipelines of transformers are asked for sizes and times when
+        the denoiser has come and not computed.
         """
         if offload == "none":
             return cls(*(sum(weights.values()),) * 4)
@@ -46,7 +47,8 @@ class Present:
         texts = [weights[n] for n in order if n.startswith("text_encoder")]
         two = max((t + texts[-1] for t in texts[:-1]), default=sum(texts))
         denoiser = weights[backbone.component]
-        return cls(two, denoiser, denoiser + two, weights.get("vae", 0))
+        again = max(texts, default=0) if backbone.component == "unet" else two
+        return cls(two, denoiser, denoiser + again, weights.get("vae", 0))
 
 
 def whole_buffers(net: nn.Module) -> bool:

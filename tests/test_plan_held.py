@@ -459,16 +459,15 @@ class TestSearch:
         enough = found(planner, ask, int(1.1 * planner.estimate(ask).memory * 0.9))
         assert not any(w.startswith("--quantize") for w in enough.words)
 
-    def test_weights_that_learn_are_not_quantised_or_sent_away(self, heavy):
-        """Unless they no longer do."""
+    @pytest.mark.parametrize(("method", "dense"), [("salun", None), ("esd", True), ("esd", False)])
+    def test_weights_that_learn_are_not_quantised_or_sent_away(self, heavy, method, dense):
+        """A LoRA's base is both."""
         planner = Planner(heavy)
-        ask = self.ask(planner, short("salun"), replace(GPU, dtype="float32"))
-        least = fit(planner, ask, 1)
-        assert not {"quantize", "offload"} & {w.split()[0].removeprefix("--") for w in least.words}
-        dense = self.ask(planner, short("esd", dense=True), replace(GPU, dtype="float32"))
-        words = fit(planner, dense, 1).words
-        assert "--no-dense" in words
-        assert {"--offload model", "--quantize bnb4"} <= set(words)
+        tool = short(method, **({} if dense is None else {"dense": dense}))
+        words = set(fit(planner, self.ask(planner, tool, replace(GPU, dtype="float32")), 1).words)
+        assert {"--offload model", "--quantize bnb4"} & words == (
+            set() if dense is not False else {"--offload model", "--quantize bnb4"}
+        )
 
     def test_the_command(self, heavy):
         """Words that are said again are the run that was promised; the rest of the weights are named."""
