@@ -31,9 +31,9 @@ class Present:
         """Of a pipeline whose loaded components have so many bytes.
 
         Whole components come when they are called and go when the next one in the pipeline's order is. So the last text
-        encoder is still there when the first one is called again, unless a UNet has computed meanwhile; and the denoiser
-        when prompts are encoded in the midst of training. Pipelines of transformers are asked for sizes and times when
-        the denoiser has come and not computed.
+        encoder is still there when the first one is called again, unless a UNet has computed meanwhile, and the
+        denoiser when prompts are encoded in the midst of training. Pipelines of transformers are asked for sizes and
+        times when the denoiser has come and not computed.
         """
         if offload == "none":
             return cls(*(sum(weights.values()),) * 4)
