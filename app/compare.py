@@ -34,7 +34,7 @@ def compare(
 
     names = [n.strip() for n in only.split(",") if n.strip()] if only else None
     tools = choose(names or IMAGE_METRICS, settings or ())
-    scores = run(Gallery.load(erased), Gallery.load(original), concept, only=tools)
+    scores = run(Gallery.open(erased), Gallery.open(original), concept, only=tools)
     if as_json:
         print(json.dumps({k: v.to_json() for k, v in scores.items()}, indent=1, ensure_ascii=False))
         return

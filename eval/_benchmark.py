@@ -108,40 +108,35 @@ class KeptControl(Control):
         super().__init__(backbone, how)
         self.cells = cells
         self.folder = cells.folder / "control" / slug(backbone.name)
-        self._kept: dict[Prompt, tuple[Any, str, str]] = {}
         self._read: set[str] = set()
         self._look()
 
     def _look(self) -> None:
         """Take in what lies in the folder and was not read yet."""
         for part in sorted(p for p in self.folder.glob("[!.]*") if p.is_dir() and p.name not in self._read):
-            self._add(Gallery.load(part))
+            gallery = Gallery.open(part)
+            seen = gallery.manifest["seen"]
+            self._add(gallery, Verdict(tuple(seen["objects"]), tuple(seen["styles"])))
             self._read.add(part.name)
 
-    def _add(self, gallery: Gallery) -> None:
-        seen = gallery.manifest["seen"]
-        rows = zip(gallery.prompts, gallery.images, seen["objects"], seen["styles"], strict=True)
-        self._kept |= {p: (image, o, s) for p, image, o, s in rows}
-
-    def side(self, prompts: Sequence[Prompt]) -> tuple[Gallery, Verdict]:
-        """Gallery and verdict of these prompts; what lies in the folder is not drawn again."""
-        if not all(p in self._kept for p in prompts):
+    def side(self, prompts: Sequence[Prompt], *, pictures: bool = True) -> tuple[Gallery, Verdict]:
+        """Gallery and verdict of these prompts; what lies in the folder is not drawn again. All images are kept there,
+        whether they are looked at or not.
+        """
+        if self._missing(prompts, True):
             with self.cells.alone(f"control {self.folder.name}"):
                 self._look()  # another process may have drawn them meanwhile
-                if new := tuple(p for p in dict.fromkeys(prompts) if p not in self._kept):
-                    self._draw(new)
-        images, objects, styles = zip(*(self._kept[p] for p in prompts), strict=True)
-        manifest = {"model": self.backbone.name, "erasers": [], "sampling": asdict(self.how)}
-        return Gallery(tuple(prompts), images, manifest), Verdict(objects, styles)
+                if new := self._missing(prompts, True):
+                    self._save(tuple(new))
+        return self._gathered(prompts, {"model": self.backbone.name, "erasers": [], "sampling": asdict(self.how)})
 
-    def _draw(self, new: tuple[Prompt, ...]) -> None:
+    def _save(self, new: tuple[Prompt, ...]) -> None:
         name = hashlib.sha256(repr(new).encode()).hexdigest()[:12]
         self.cells.clear(self.folder / name)
-        gallery, seen = super().side(new)
-        kept = replace(gallery, manifest={**gallery.manifest, "seen": asdict(seen)})
-        kept.save(self.folder / name, force=True)
-        self._add(kept)
-        self._read.add(name)
+        gallery, seen = self._drawn(new, True)
+        manifest = {k: v for k, v in gallery.manifest.items() if k != "seconds"}
+        replace(gallery, manifest={**manifest, "seen": asdict(seen)}).save(self.folder / name, force=True)
+        self._look()
 
 
 @dataclass
@@ -165,7 +160,7 @@ class _Bench:
         report = evaluate(
             erasers, self.backbone, only=self.plan.scores, control=self.control, keep=galleries, force=True
         )
-        pictures = self._pictures(key, report, Gallery.load(galleries / "erased"))
+        pictures = self._pictures(key, report, Gallery.open(galleries / "erased"))
         if not self.keep:
             shutil.rmtree(galleries)
         return self._row(key, given, report) | {

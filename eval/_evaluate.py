@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..erase import Eraser
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError, Prompt, World
@@ -16,6 +18,7 @@ from ._gallery import Gallery, Sampling, check_place, draw, record, sampling, si
 from ._judge import UNMEASURED, Judges, Verdict
 from ._judge import judges as own_judges
 from ._score import NotApplicable, Score
+from ._spool import Gathered, Spool, Unkept
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Control:
         self.how = how or protocol_sampling(self.world, backbone)
         if self.how.noise != "image":
             raise InputError("--noise sequence needs the whole answer set in its order: `erasers draw`, then `score`")
-        self._done: dict[Prompt, tuple[Any, str, str]] = {}
+        self._done: dict[Prompt, tuple[tuple[Sequence[Image.Image], int], str, str]] = {}
 
     def plan(self, concept: Concept) -> list[Prompt]:
         """The prompts that score one erased concept."""
@@ -92,17 +95,65 @@ class Control:
             return rows
         return [*self.world.answers(), *(p for p in rows if p.role != "grid")]
 
-    def side(self, prompts: Sequence[Prompt]) -> tuple[Gallery, Verdict]:
-        """Gallery and verdict of these prompts; what was drawn before is not drawn again."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._done]
-        if new:
-            gallery = draw(self.backbone, new, how=self.how, label="control")
-            seen = self.judges.look(gallery.images)
-            self._done |= {p: row for p, *row in zip(new, gallery.images, seen.objects, seen.styles, strict=True)}  # type: ignore[misc]
-        rows = [self._done[p] for p in prompts]
-        manifest = record(self.backbone, [], self.how)
-        images, objects, styles = zip(*rows, strict=True)
-        return Gallery(tuple(prompts), images, manifest), Verdict(objects, styles)
+    def side(self, prompts: Sequence[Prompt], *, pictures: bool = True) -> tuple[Gallery, Verdict]:
+        """Gallery and verdict of these prompts; what was drawn before is not drawn again.
+
+        Args:
+            prompts: what to draw.
+            pictures: whether the gallery's images are looked at; without them the verdict alone is kept.
+        """
+        if new := self._missing(prompts, pictures):
+            self._add(*self._drawn(new, pictures))
+        return self._gathered(prompts, record(self.backbone, [], self.how))
+
+    def _missing(self, prompts: Sequence[Prompt], pictures: bool) -> list[Prompt]:
+        """Those that were not drawn yet, or whose pictures were let go and are now wanted."""
+
+        def lacking(p: Prompt) -> bool:
+            return p not in self._done or (pictures and isinstance(self._done[p][0][0], Unkept))
+
+        return [p for p in dict.fromkeys(prompts) if lacking(p)]
+
+    def _drawn(self, prompts: Sequence[Prompt], pictures: bool) -> tuple[Gallery, Verdict]:
+        return draw_and_judge(self.backbone, prompts, how=self.how, judges=self.judges, pictures=pictures)
+
+    def _add(self, gallery: Gallery, seen: Verdict) -> None:
+        rows = zip(gallery.prompts, seen.objects, seen.styles, strict=True)
+        self._done |= {p: ((gallery.images, k), o, s) for k, (p, o, s) in enumerate(rows)}
+
+    def _gathered(self, prompts: Sequence[Prompt], manifest: dict[str, Any]) -> tuple[Gallery, Verdict]:
+        places, objects, styles = zip(*(self._done[p] for p in prompts), strict=True)
+        return Gallery(tuple(prompts), Gathered(places), manifest), Verdict(objects, styles)
+
+
+def draw_and_judge(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    erasers: Sequence[Eraser] = (),
+    *,
+    how: Sampling,
+    judges: Judges,
+    pictures: bool,
+) -> tuple[Gallery, Verdict]:
+    """Draw and judge batch by batch: no more than a batch of images is in memory.
+
+    Args:
+        backbone: the pipeline.
+        prompts: one image each.
+        erasers: attached together.
+        how: the sampling.
+        judges: what looks at them.
+        pictures: whether images are looked at again; then they wait in a file, else they are let go.
+    """
+    watch, spool = judges.watch(), Spool() if pictures else None
+
+    def take(images: Sequence[Image.Image]) -> None:
+        watch.add(images)
+        if spool is not None:
+            spool.add(images)
+
+    gallery = draw(backbone, prompts, erasers, how=how, label="erased" if erasers else "control", take=take)
+    return gallery if spool is None else replace(gallery, images=spool), watch.verdict()
 
 
 def evaluate(
@@ -117,7 +168,8 @@ def evaluate(
     """Score forgetting and retaining, paired with the unerased model.
 
     For each erased concept: its cells with five seeds, all other cells with one, its synonyms and held-out sentences
-    (`prompts.canvas_plan`). Several erasers are attached together and scored like one.
+    (`prompts.canvas_plan`). Several erasers are attached together and scored like one. Images are judged as they are
+    drawn: they wait in a file where an evaluator looks at them or `keep` is given, and are let go otherwise.
 
     Args:
         eraser: one, or several to be attached together and scored like one.
@@ -141,9 +193,9 @@ def evaluate(
     if not concepts:
         raise InputError("expected at least one eraser to score, got none")
     prompts = tuple(dict.fromkeys(p for c in concepts for p in control.plan(c)))
-    base, seen_base = control.side(prompts)
-    gallery = draw(backbone, prompts, stack, how=control.how, label="erased")
-    seen = control.judges.look(gallery.images)
+    looked = keep is not None or any(getattr(t, "pictures", True) for t in tools.values())
+    base, seen_base = control.side(prompts, pictures=looked)
+    gallery, seen = draw_and_judge(backbone, prompts, stack, how=control.how, judges=control.judges, pictures=looked)
     if keep is not None:
         base.save(keep / "original", force=force)
         gallery.save(keep / "erased", force=force)

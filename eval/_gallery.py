@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..erase import Eraser, Payload, check_target, write_folder
 from ..pipelines import Backbone, Values, fingerprint
 from ..prompts import InputError, Prompt, unknown
+from ._spool import Unkept
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
@@ -202,9 +203,18 @@ def draw(
     *,
     how: Sampling | None = None,
     label: str = "draw",
+    take: Callable[[Sequence[Image.Image]], None] | None = None,
 ) -> Gallery:
     """Draw every prompt with the given erasers on, and nothing else changed. One that draws in few steps draws so,
     whatever `how` says.
+
+    Args:
+        backbone: the pipeline.
+        prompts: one image each.
+        erasers: attached together.
+        how: the sampling; by default what suits the pipeline.
+        label: of the progress bar.
+        take: given the images of each batch as they come; the gallery itself then holds none.
 
     Raises:
         InputError: no prompts, an eraser made for another base, or two that draw in different ways.
@@ -212,7 +222,7 @@ def draw(
     if not prompts:
         raise InputError("expected at least one prompt to draw, got none")
     how = fitting(how or sampling(backbone), erasers)
-    start = time.perf_counter()
+    seconds = 0.0
     images: list[Image.Image] = []
     with ExitStack() as stack:
         for eraser in erasers:
@@ -221,7 +231,8 @@ def draw(
         noise = noises(backbone, prompts, how)
         for k in range(0, len(prompts), how.batch):
             part = prompts[k : k + how.batch]
-            images += backbone.draw(
+            start = time.perf_counter()
+            drawn = backbone.draw(
                 [p.text for p in part],
                 noise[k : k + how.batch],
                 steps=how.steps,
@@ -229,9 +240,11 @@ def draw(
                 sampler=how.sampler,
                 batch=how.batch,
             )
+            seconds += time.perf_counter() - start
+            (take or images.extend)(drawn)
             bar.update(len(part))
-    manifest = {**record(backbone, erasers, how), "seconds": round(time.perf_counter() - start, 3)}
-    return Gallery(tuple(prompts), tuple(images), manifest)
+    manifest = {**record(backbone, erasers, how), "seconds": round(seconds, 3)}
+    return Gallery(tuple(prompts), tuple(images) if take is None else Unkept(len(prompts)), manifest)
 
 
 def noises(backbone: Backbone, prompts: Sequence[Prompt], how: Sampling) -> Sequence[int | torch.Generator]:

@@ -340,7 +340,7 @@ def test_what_is_done_is_not_done_again(few, canvas, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.part"))
     assert not [p for p in (tmp_path / ".galleries").rglob("*") if p.is_file()]
     drawn = []
-    monkeypatch.setattr(machinery.Control, "side", lambda *a: drawn.append(a))
+    monkeypatch.setattr(machinery.Control, "_drawn", lambda *a: drawn.append(a))
     assert benchmark(plan, tmp_path, load=pytest.fail) == rows
     (tmp_path / "cells/canvas-sd" / f"random-{one['digest']}" / "star+ink-seed0.json").unlink()
     again = benchmark(plan, tmp_path, load=lambda _: canvas)
