@@ -49,16 +49,19 @@ TIMES = ("seconds", "extra_mb")
 """Columns that differ between two runs of the same benchmark."""
 ORIGINAL = "original"
 RETRAINED = "retrained"
-CONTROLS = (ORIGINAL, "random", "gradient_ascent", "anchor_finetune")
+GAP = "gap to retrained"
+CONTROLS = (ORIGINAL, "untrained", "random", "gradient_ascent", "anchor_finetune")
 """What is no method of erasing; first in every table."""
 BALANCE = ("ua", "ira", "cra")
 """What is ranked by: their harmonic mean, which is low as soon as one of them is."""
 FEW_CONCEPTS, FEW_IMAGES = 5, 30
 READ_IT = (
     "Mean over the concepts that all entries of a board have, [95 % interval: bootstrap over concepts, no width where "
-    "all concepts agree], (worst concept, and the gap to the model retrained without it if there is one). In italics "
+    "all concepts agree], (worst concept). In italics "
     "what is no method: the unerased original, controls, the retrained model. `harmonic` is the harmonic mean of UA, "
-    "IRA and CRA; methods are ranked by it. `settings` is a digest of all settings; leaderboard.json has them in words."
+    "IRA and CRA; methods are ranked by it. `gap to retrained` is UA, IRA and CRA minus those of the model retrained "
+    "without the concept, over the concepts for which there is one (their number), and - where there is none. "
+    "`settings` is a digest of all settings; leaderboard.json has them in words."
 )
 
 Entry = tuple[str, str]
@@ -335,7 +338,7 @@ def best(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     if len(models := sorted({r["model"] for r in dev})) > 1:
         raise InputError(f"expected cells of one model to choose settings by, got {', '.join(models)}")
     out = {}
-    for method in dict.fromkeys(r["method"] for r in dev if r["method"] not in CONTROLS):
+    for method in dict.fromkeys(r["method"] for r in dev if r["method"] not in (*CONTROLS, RETRAINED)):
         own = [r for r in dev if r["method"] == method]
         boards = leaderboard(own)
         board = ([b for b in boards if not b["stacks"]] or boards)[-1]  # the last: what all settings have
@@ -394,15 +397,15 @@ def _section(board: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{len(board['concepts'])} concept(s): {', '.join(board['concepts'])}.",
         "",
-        "| method | settings | " + " | ".join([*names, "harmonic", "s", "MB", "KB"]) + " |",
-        "|---|---|" + "---:|" * (len(names) + 4),
+        "| method | settings | " + " | ".join([*names, "harmonic", GAP, "s", "MB", "KB"]) + " |",
+        "|---|---|" + "---:|" * (len(names) + 5),
     ]
     for e in board["entries"]:
         figures = [_cell(e["scores"].get(n)) for n in names]
         costs = [_plain(e["seconds"], 1), _plain(e["extra_mb"], 0), _plain(e["bytes"] and e["bytes"] / 1e3, 0)]
         whole = "-" if e["harmonic"] is None else f"{e['harmonic']:.1f}"
         name = f"*{e['method']}*" if e["role"] != "method" else e["method"]
-        lines.append("| " + " | ".join([name, e["settings"], *figures, whole, *costs]) + " |")
+        lines.append("| " + " | ".join([name, e["settings"], *figures, whole, gap_of(e["scores"]), *costs]) + " |")
     if board["paired"]:
         lines += ["", "Image by image, the same prompts and seeds (a minus b, percent points):", ""]
         lines += ["| a | b | " + " | ".join(BALANCE) + " | concepts |", "|---|---|" + "---:|" * (len(BALANCE) + 1)]
@@ -419,13 +422,20 @@ def columns_of(board: Mapping[str, Any]) -> list[str]:
     return [*(n for n in BALANCE if n in there), *sorted(there - set(BALANCE))]
 
 
+def gap_of(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """UA, IRA and CRA minus the retrained model's, and of how many concepts; "-" where none was retrained."""
+    known = [scores[n] for n in BALANCE if n in scores and scores[n]["gap"] is not None]
+    if len(known) < len(BALANCE):
+        return "-"
+    return ", ".join(f"{s['gap']:+.1f}" for s in known) + f" ({min(s['gap_concepts'] for s in known)})"
+
+
 def _cell(s: Mapping[str, Any] | None) -> str:
     if s is None:
         return "-"
     interval = "" if s["low"] is None else f" [{s['low']:.1f}, {s['high']:.1f}]"
-    more = [] if s["worst"] == s["mean"] else [f"{s['worst']:.1f} {s['worst_concept']}"]
-    more += [] if s["gap"] is None else [f"gap {s['gap']:+.1f}"]
-    return f"{s['mean']:.1f}{interval}" + (f" ({', '.join(more)})" if more else "")
+    worst = "" if s["worst"] == s["mean"] else f" ({s['worst']:.1f} {s['worst_concept']})"
+    return f"{s['mean']:.1f}{interval}{worst}"
 
 
 def _difference(d: Mapping[str, Any] | None) -> str:

@@ -207,6 +207,15 @@ def reference(a, b, concept, name):
     return np.mean([sign * (int(a["hits"][judge][k]) - int(b["hits"][judge][k])) for k in rows]) * 100, len(rows)
 
 
+def test_what_was_retrained_is_no_method_to_choose_settings_of():
+    rows = [cell("moon", swaps("moon"), settings={"ridge": 1}), cell("moon", swaps("moon"), method="retrained")]
+    rows.append(cell("moon", lambda p: ("cup", "ink"), method="untrained"))
+    assert best(rows) == {"uce": [{"ridge": 1}]}
+    (board,) = leaderboard(rows)
+    assert [e["role"] for e in board["entries"]] == ["control", "control", "gold", "method"]
+    assert [e["method"] for e in board["entries"]][:2] == ["original", "untrained"]
+
+
 def test_paired_is_the_mean_difference_image_by_image():
     concepts = ("star", "ink", "moon")
     a = [cell(c, swaps(c, "flat", every=2)) for c in concepts]
