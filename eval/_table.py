@@ -417,8 +417,9 @@ def _section(board: Mapping[str, Any]) -> list[str]:
 
 
 def columns_of(board: Mapping[str, Any]) -> list[str]:
-    """The evaluators of a board, those it is ranked by first."""
-    there = {n for e in board["entries"] for n in e["scores"]}
+    """The evaluators of a board, those it is ranked by first; of those that a method has, where there are methods."""
+    methods = [e for e in board["entries"] if e["role"] == "method"]
+    there = {n for e in methods or board["entries"] for n in e["scores"]}
     return [*(n for n in BALANCE if n in there), *sorted(there - set(BALANCE))]
 
 
