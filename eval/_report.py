@@ -309,7 +309,8 @@ def _matrices(rows: Sequence[Row], loose: bool = False) -> dict[str, str]:
         found = erased_by_asked(part)
         erased = [c for c in dict.fromkeys([*asked, *(r["concept"] for r in part)]) if any(k[0] == c for k in found)]
         if erased:
-            out[name] = heat_map(grid_of(found, erased, asked), erased, asked, title=name, loose=loose)
+            words = f"{name}: rows erased, columns asked for" if loose else name
+            out[name] = heat_map(grid_of(found, erased, asked), erased, asked, title=words, loose=loose)
     return out
 
 

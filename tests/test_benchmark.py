@@ -1,6 +1,7 @@
 """The benchmark: cells made once whatever kills it, one tidy table, a leaderboard whose means are means."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -16,7 +17,19 @@ from cells import SCORES, cell, right, swaps
 from test_cli import run
 
 from erasers.erase import Loop
-from erasers.eval import Cells, Plan, benchmark, best, import_rows, leaderboard, paired, read_table, rows_of, table
+from erasers.eval import (
+    Cells,
+    Plan,
+    benchmark,
+    best,
+    import_rows,
+    leaderboard,
+    paired,
+    read_table,
+    rows_of,
+    table,
+    write_all,
+)
 from erasers.eval import _benchmark as machinery
 from erasers.eval._cells import PLANNED, digest, key_of, slug
 from erasers.eval._table import COLUMNS, TIMES, harmonic, markdown, warnings_of, write_table
@@ -103,6 +116,20 @@ def test_committed_results_become_a_table(tmp_path):
     (tmp_path / "other.jsonl").write_text(json.dumps(damaged))
     with pytest.raises(InputError, match="is there already with other scores"):
         import_rows(tmp_path / "other.jsonl", Cells(tmp_path / "b"))
+
+
+def test_the_published_table_is_that_of_the_published_rows(tmp_path):
+    """`docs/results/all`, by the command that its page names: made anew whenever a row changes."""
+    page = (ROOT / "docs/results/README.md").read_text()
+    for name in re.findall(r"--import (docs/results/[\w-]+\.jsonl)", page):
+        import_rows(ROOT / name, Cells(tmp_path))
+    write_all(rows_of(tmp_path), tmp_path)
+    for name in ("table.csv", "leaderboard.md"):
+        assert (tmp_path / name).read_text() == (ROOT / "docs/results/all" / name).read_text(), name
+    pd.testing.assert_frame_equal(read_table(tmp_path), read_table(ROOT / "docs/results/all"))
+    shown = re.findall(r"\]\((all/[^)]+\.svg)\)", page)
+    assert len(shown) >= 2
+    assert all((ROOT / "docs/results" / name).exists() for name in shown)
 
 
 # ---------------------------------------------------------------- the leaderboard

@@ -311,6 +311,9 @@ def test_heat_map():
     words = [r[0].text for r in cells]
     assert words == ["a<b, x: -100.0", "c, x: nothing measured", "c, y: +50.0"], "no change is drawn by no cell"
     assert cells[0].get("fill") == shade(-100) == "#c0392b"
+    key = [p.get("fill") for p in root.iter("{http://www.w3.org/2000/svg}path") if p.get("fill")]
+    assert key == [shade(v) for v in (-100, -20, 0, 20, 100)], "a file of its own says what its colours mean"
+    assert "percent points" not in heat_map([[1.0]], ["a"], ["x"])
     assert shade(0) == "#ffffff"
     assert int(shade(-5)[3:5], 16) > int(shade(-50)[3:5], 16)
     with pytest.raises(InputError, match="expected 1 x 2"):
