@@ -110,7 +110,8 @@ def _legend(x: float, y: float) -> list[str]:
     for k, value in enumerate((-100, -20, 0, 20, 100)):
         place = x + 46 * k
         out.append(f'<path d="M{place:.0f} {y:.0f}h11v11h-11z" fill="{shade(value)}" stroke="{LINE}"/>')
-        out.append(f'<text x="{place + 14:.0f}" y="{y + 10:.0f}">{value:+d}</text>'.replace("+0<", "0<"))
+        words = f"{value:+d}" if value else "0"
+        out.append(f'<text x="{place + 14:.0f}" y="{y + 10:.0f}">{words}</text>')
     return [*out, f'<text x="{x + 236:.0f}" y="{y + 10:.0f}">percent points</text>']
 
 

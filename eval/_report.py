@@ -30,9 +30,9 @@ from ._table import (
     CONTROLS,
     GAP,
     ORIGINAL,
-    columns_of,
     gap_of,
     leaderboard,
+    split,
     table,
     title,
     warnings_of,
@@ -104,7 +104,7 @@ def _written(folder: Path, name: str, out: Path, figures: Path | None, force: bo
 
 def _board(board: Mapping[str, Any]) -> dict[str, Any]:
     """A board as the template wants it: cells are (text, sort key, words on hovering)."""
-    names = columns_of(board)
+    ranked, others = split(board)
 
     def cell(s: Mapping[str, Any] | None) -> tuple[str, float | str, str]:
         if s is None:
@@ -117,7 +117,8 @@ def _board(board: Mapping[str, Any]) -> dict[str, Any]:
     entries = [
         {
             **e,
-            "cells": [cell(e["scores"].get(n)) for n in names],
+            "ranked": [cell(e["scores"].get(n)) for n in ranked],
+            "others": [cell(e["scores"].get(n)) for n in others],
             "concepts": len(board["concepts"]),
             "gap": (gap_of(e["scores"]), _away(e["scores"])),
         }
@@ -132,7 +133,8 @@ def _board(board: Mapping[str, Any]) -> dict[str, Any]:
         }
         for p in board["paired"]
     ]
-    return {"title": title(board), "names": names, "concepts": board["concepts"], "entries": entries, "pairs": pairs}
+    names = {"ranked": ranked, "others": others}
+    return {"title": title(board), **names, "concepts": board["concepts"], "entries": entries, "pairs": pairs}
 
 
 def _away(scores: Mapping[str, Mapping[str, Any]]) -> float | str:

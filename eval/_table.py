@@ -393,19 +393,21 @@ def markdown(boards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
 def _section(board: Mapping[str, Any]) -> list[str]:
     if not board["concepts"]:
         return ["No concept that all entries have."]
-    names = columns_of(board)
+    ranked, others = split(board)
+    heads = ["method", "settings", *ranked, "harmonic", GAP, *others, "s", "MB", "KB"]
     lines = [
         f"{len(board['concepts'])} concept(s): {', '.join(board['concepts'])}.",
         "",
-        "| method | settings | " + " | ".join([*names, "harmonic", GAP, "s", "MB", "KB"]) + " |",
-        "|---|---|" + "---:|" * (len(names) + 5),
+        "| " + " | ".join(heads) + " |",
+        "|---|---|" + "---:|" * (len(heads) - 2),
     ]
     for e in board["entries"]:
-        figures = [_cell(e["scores"].get(n)) for n in names]
+        first, more = ([_cell(e["scores"].get(n)) for n in names] for names in (ranked, others))
         costs = [_plain(e["seconds"], 1), _plain(e["extra_mb"], 0), _plain(e["bytes"] and e["bytes"] / 1e3, 0)]
         whole = "-" if e["harmonic"] is None else f"{e['harmonic']:.1f}"
         name = f"*{e['method']}*" if e["role"] != "method" else e["method"]
-        lines.append("| " + " | ".join([name, e["settings"], *figures, whole, gap_of(e["scores"]), *costs]) + " |")
+        cells = [name, e["settings"], *first, whole, gap_of(e["scores"]), *more, *costs]
+        lines.append("| " + " | ".join(cells) + " |")
     if board["paired"]:
         lines += ["", "Image by image, the same prompts and seeds (a minus b, percent points):", ""]
         lines += ["| a | b | " + " | ".join(BALANCE) + " | concepts |", "|---|---|" + "---:|" * (len(BALANCE) + 1)]
@@ -416,11 +418,13 @@ def _section(board: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def columns_of(board: Mapping[str, Any]) -> list[str]:
-    """The evaluators of a board, those it is ranked by first; of those that a method has, where there are methods."""
+def split(board: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The evaluators of a board: those it is ranked by, and the others; of those that a method has, where there are
+    methods.
+    """
     methods = [e for e in board["entries"] if e["role"] == "method"]
     there = {n for e in methods or board["entries"] for n in e["scores"]}
-    return [*(n for n in BALANCE if n in there), *sorted(there - set(BALANCE))]
+    return [n for n in BALANCE if n in there], sorted(there - set(BALANCE))
 
 
 def gap_of(scores: Mapping[str, Mapping[str, Any]]) -> str:

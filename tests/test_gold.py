@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from erasers.eval import Cells, Gallery, Sampling, import_rows, leaderboard, report, rows_of, table
-from erasers.eval._table import columns_of
+from erasers.eval._table import split
 from erasers.pipelines import load
 from erasers.prompts import CANVAS, canvas
 
@@ -141,7 +141,7 @@ def test_they_fill_the_columns_and_the_report(scored, tmp_path):
     only["scores"]["fid"] = {**only["scores"]["ua"], "unit": "", "value": 12.5}
     boards = leaderboard([*(r for r in rows_of(folder) if r["method"] == "uce"), {**only, "extra_mb": None}])
     assert "fid" in boards[0]["entries"][1]["scores"]
-    assert "fid" not in columns_of(boards[0]), "no column for what no method was scored by"
+    assert "fid" not in split(boards[0])[1], "no column for what no method was scored by"
     text = report(folder, tmp_path / "r.html").read_text()
     assert text.count("<img") == 8 * 3, "unerased, untrained, retrained"
 
