@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from erasers.erase import write_text
 from erasers.eval import Case, Control, Gallery, Report, Verdict, choose, draw, evaluators, save_image
-from erasers.eval._benchmark import shown
+from erasers.eval._benchmark import real_accuracy, shown
 from erasers.eval._cells import SCHEMA, digest
 from erasers.eval._evaluate import judged
 from erasers.eval._gallery import loaded_as
@@ -133,7 +133,8 @@ def score(method: str, name: str, folder: Path, control: Control, out: Path) -> 
     report = Report(scores, {name: scores}, {}, prompts, seen, seen_base)
     if method == "retrained":
         save_image(sheet(prompts, (base, gallery), seen), out.with_name(f"{out.name}-{model}-{name}.png"))
-    told = {n: s.to_json() for n, s in scores.items()}
+    figures = {n: s.to_json() for n, s in scores.items()}
+    told = judged(control.judges, prompts, seen_base)
     return {
         "schema": SCHEMA,
         "model": model,
@@ -144,9 +145,10 @@ def score(method: str, name: str, folder: Path, control: Control, out: Path) -> 
         "images": len(prompts),
         "sampling": asdict(control.how),
         "loaded": loaded_as(control.backbone),
-        "judge": judged(control.judges, prompts, seen_base)["judge accuracy on the unerased model"],
-        "scores": told,
-        "by_concept": {name: told},
+        "judge": told["judge accuracy on the unerased model"],
+        "judge_real": real_accuracy(told["judge accuracy on real images"]),
+        "scores": figures,
+        "by_concept": {name: figures},
         "hits": hits(report),
         "hits_control": hits(report, control=True),
         "pictures": pictures(name, (base, gallery), (seen_base, seen), place=out / model, method=method),

@@ -182,6 +182,7 @@ class _Bench:
             "images": report.settings["images"],
             "sampling": report.settings["sampling"],
             "judge": judged if isinstance(judged, dict) else {},
+            "judge_real": real_accuracy(report.settings["judge accuracy on real images"]),
             "scores": {k: v.to_json() for k, v in report.scores.items()},
             "by_concept": {c: {k: v.to_json() for k, v in s.items()} for c, s in report.by_concept.items()},
             "hits": hits(report),
@@ -246,6 +247,11 @@ class _Bench:
                 }
             )
         return out
+
+
+def real_accuracy(told: Mapping[str, Any]) -> dict[str, float]:
+    """Of each judge that was measured on real images, how often it was right, in percent."""
+    return {domain: v["value"] for domain, v in told.items() if isinstance(v, dict)}
 
 
 def shown(prompts: Sequence[Prompt], gone: frozenset[str]) -> list[int]:

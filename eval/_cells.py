@@ -236,6 +236,7 @@ def _imported(line: str, origin: str) -> Row:
         "hits_control": {},
         "sampling": None,
         "judge": {},
+        "judge_real": {},
         "versions": {},
         "pictures": [],
         "source": "imported",

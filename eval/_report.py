@@ -134,7 +134,14 @@ def _board(board: Mapping[str, Any]) -> dict[str, Any]:
         for p in board["paired"]
     ]
     names = {"ranked": ranked, "others": others}
-    return {"title": title(board), **names, "concepts": board["concepts"], "entries": entries, "pairs": pairs}
+    return {
+        "title": title(board),
+        "judges": board["judges"],
+        **names,
+        "concepts": board["concepts"],
+        "entries": entries,
+        "pairs": pairs,
+    }
 
 
 def _away(scores: Mapping[str, Mapping[str, Any]]) -> float | str:

@@ -37,6 +37,8 @@ COLUMNS: dict[str, str] = {
     "change_low": "Float64",
     "change_high": "Float64",
     "unit": "string",
+    "judge_real": "Float64",
+    "judge_unerased": "Float64",
     "not_applicable": "string",
     "seconds": "Float64",
     "extra_mb": "Float64",
@@ -107,19 +109,28 @@ def _lines(row: Row) -> list[Row]:
         **{k: row[k] for k in ("seconds", "extra_mb", "bytes")},
     }
     figures = ("value", "n", "low", "high", "control", "change", "change_low", "change_high", "unit")
-    better = {n: getattr(find(n), "higher_is_better", None) for n in row["scores"] if n in evaluators()}
+    tools = {n: find(n) for n in row["scores"] if n in evaluators()}
+    better = {n: getattr(t, "higher_is_better", None) for n, t in tools.items()}
+    judges = {"judge_real": _weaker(row.get("judge_real")), "judge_unerased": _weaker(row.get("judge"))}
+    by_judges = {n for n, t in tools.items() if getattr(t, "pictures", True) is False}
     return [
         same
         | {"evaluator": n, "higher_is_better": better.get(n), "not_applicable": s.get("reason")}
         | {f: s.get(f) for f in figures}
+        | {c: v if n in by_judges else None for c, v in judges.items()}
         for n, s in sorted(row["scores"].items())
     ]
+
+
+def _weaker(judges: Mapping[str, float] | None) -> float | None:
+    """Accuracy of the weaker of both judges, if both are known."""
+    return min(judges.values()) if judges and len(judges) == 2 else None
 
 
 def _originals(frame: pd.DataFrame) -> pd.DataFrame:
     """The unerased control's own rows: one per model, concept and evaluator."""
     keys = ["model", "concept", "evaluator"]
-    same = ["domain", "split", "higher_is_better", "n", "unit", "share"]
+    same = ["domain", "split", "higher_is_better", "n", "unit", "judge_real", "judge_unerased", "share"]
     known = frame[frame["control"].notna() & frame["value"].notna()]
     known = known.assign(share=[_is_share(*v) for v in zip(known.value, known.n, known.low, known.high, strict=True)])
     out = known.groupby(keys, sort=False, as_index=False).agg({**{c: "first" for c in same}, "control": "mean"})
@@ -244,7 +255,29 @@ def _board(part: pd.DataFrame, rows: Sequence[Row], about: dict[str, Any]) -> di
             line[cost] = _number(shared.groupby("concept")[cost].mean().mean()) if len(shared) else None
         lines.append(line)
     lines.sort(key=_place)
-    return {**about, "concepts": common, "entries": lines, "paired": _against_first(lines, rows, about, common)}
+    return {
+        **about,
+        "concepts": common,
+        "judges": _judges([r for r in rows if r["model"] == about["model"] and r["concept"] in common]),
+        "entries": lines,
+        "paired": _against_first(lines, rows, about, common),
+    }
+
+
+def _judges(rows: Sequence[Row]) -> str:
+    """How often the judges were right on real images and on unerased ones, in words; and of how many cells that is
+    known.
+    """
+    words = []
+    for what, key in (("real images", "judge_real"), ("the unerased model's images", "judge")):
+        known = [r[key] for r in rows if r.get(key) and len(r[key]) == 2]
+        if known:
+            least = [min(k[d] for k in known) for d in ("object", "style")]
+            of = "" if len(known) == len(rows) else f" (known of {len(known)} of {len(rows)} cells)"
+            words.append(f"on {what} in {least[0]:.1f} / {least[1]:.1f} %{of}")
+        else:
+            words.append(f"on {what}: not recorded")
+    return "The judges of objects / styles are right, at least: " + "; ".join(words) + "."
 
 
 def _measured(values: pd.DataFrame) -> set[str]:
@@ -396,7 +429,7 @@ def _section(board: Mapping[str, Any]) -> list[str]:
     ranked, others = split(board)
     heads = ["method", "settings", *ranked, "harmonic", GAP, *others, "s", "MB", "KB"]
     lines = [
-        f"{len(board['concepts'])} concept(s): {', '.join(board['concepts'])}.",
+        f"{len(board['concepts'])} concept(s): {', '.join(board['concepts'])}. {board['judges']}",
         "",
         "| " + " | ".join(heads) + " |",
         "|---|---|" + "---:|" * (len(heads) - 2),

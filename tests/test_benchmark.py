@@ -87,6 +87,8 @@ def test_table_is_tidy(tmp_path):
     assert ua.loc[("random", 0), "gap"] == pytest.approx(0 - gold)
     assert frame[frame.concept == "star"]["gap"].isna().all()
     assert list(frame["method"].drop_duplicates()) == ["original", "random", "retrained", "uce"], "controls first"
+    assert frame["judge_unerased"].eq(100).all()
+    assert frame["judge_real"].isna().all(), "these rows do not say it"
     write_table(frame, tmp_path)
     for name in ("table.parquet", "table.csv"):
         pd.testing.assert_frame_equal(read_table(tmp_path / name), frame)
@@ -159,6 +161,28 @@ def test_leaderboard_means_are_means_over_common_concepts():
     assert "- take care" in page
     assert "| *original* |" in page
     assert page.index("*random*") < page.index("| uce |") < page.index("| esd |")
+
+
+def test_the_judges_own_accuracy_stands_beside_the_figures():
+    """Of the weaker judge in the table, of both on the boards; nothing for what no judge gave; nothing made up."""
+    row = cell("star", swaps("star")) | {"judge": {"object": 91.0, "style": 97.0}, "judge_real": {"object": 99.5}}
+    row["scores"] = {**row["scores"], "fid": {**row["scores"]["ua"], "unit": ""}}
+    known = row | {"judge_real": {"object": 99.5, "style": 98.5}, "method": "esd"}
+    frame = table([row, known]).set_index(["method", "evaluator"])
+    for name in ("ua", "ira", "cra", "neighbours"):
+        assert frame.loc[("uce", name), "judge_unerased"] == frame.loc[("original", name), "judge_unerased"] == 91
+        assert frame.loc[("esd", name), "judge_real"] == 98.5
+        assert pd.isna(frame.loc[("uce", name), "judge_real"]), "one of two judges is not known"
+    assert frame.loc[("uce", "fid"), ["judge_real", "judge_unerased"]].isna().all()
+    page = markdown(leaderboard([row, known]), [])
+    assert (
+        "on real images in 99.5 / 98.5 % (known of 1 of 2 cells); on the unerased model's images in 91.0 / 97.0 %."
+        in page
+    )
+    silent = {k: v for k, v in row.items() if not k.startswith("judge")} | {"judge": {}}
+    assert "on real images: not recorded; on the unerased model's images: not recorded." in markdown(
+        leaderboard([silent]), []
+    )
 
 
 def test_nothing_in_common_is_said():

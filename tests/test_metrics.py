@@ -173,6 +173,13 @@ class TestKernels:
         assert a == pytest.approx(kid(x, y), rel=0.02)
         assert kid(x, y, subset=60) == kid(x, y, subset=1000)
 
+    def test_kid_of_a_known_shift(self):
+        """All images one point, and all of them v away: ((v.v / d + 1)^3 - 1); and 0 where v is 0."""
+        x = torch.zeros(7, 5)
+        shift = torch.tensor([1.0, 2.0, 0.0, -1.0, 3.0])
+        assert kid(x, x) == pytest.approx(0, abs=1e-12)
+        assert kid(x, x + shift) == pytest.approx((15 / 5 + 1) ** 3 - 1, rel=1e-9)
+
     def test_cmmd_against_numpy(self, features):
         for x, y in pairs(features):
             a, b = (s.double().numpy() / np.linalg.norm(s.double().numpy(), axis=1, keepdims=True) for s in (x, y))
