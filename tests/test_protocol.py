@@ -18,6 +18,8 @@ from test_cli import run
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import tiny
+from erasers.app import answers as answers_commands
+from erasers.app import cli, compare
 from erasers.erase import concept, erase, filed
 from erasers.eval import (
     Case,
@@ -750,6 +752,22 @@ def test_cost():
         assert 60 <= told["peak MB"] < 200
 
 
+def test_conventions_and_judges_are_printed_below_the_scores(monkeypatch):
+    """Also the value by the other conventions: a table alone does not say by which it is counted."""
+    streams = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(cli.out, "file", streams[0])
+    monkeypatch.setattr(cli.err, "file", streams[1])
+    case = hand_made("Van Gogh", TestConventions.see)
+    compare.show("by hand", {n: find(n)().score(case) for n in ("ua", "ira")})
+    real = {"object": {"value": 98.5, "n": 40}, "style": "not measured"}
+    told = {"judge accuracy on real images": real, "judge accuracy on the unerased model": "not measured"}
+    answers_commands.say_judges(told)
+    text = streams[0].getvalue()
+    assert "ira: 50 styles retained, photographs among them; 98.0 by: 49 styles retained, photographs left out" in text
+    assert 'judges on real images: {"object": {"value": 98.5, "n": 40}, "style": "not measured"}' in text
+    assert "judges on unerased images: not measured" in text
+
+
 def test_commands_on_a_model_of_another_world(judges, tmp_path):
     """Erase a concept of the list, evaluate with judges of one's own, one after the other."""
     tiny.sd().save_pretrained(tmp_path / "m")
@@ -761,6 +779,7 @@ def test_commands_on_a_model_of_another_world(judges, tmp_path):
     code, out, err = run("evaluate", *both, *how)
     assert code == 0, err
     told = json.loads(out)
+    assert "judges on unerased images: {" in run("evaluate", *both, *how[:-1])[1]
     assert set(told["by_concept"]) == {"Monet", "Sea"}
     assert [c["seconds"] > 0 for c in told["settings"]["cost"]] == [True, True]
     held = [load_file(tmp_path / f"e{k}/pytorch_lora_weights.safetensors") for k in (0, 1)]
