@@ -16,14 +16,15 @@ from ..erase import concept as known
 from ..erase import erase as make
 from ..pipelines import ROUNDED, SAME, Backbone, distance, fingerprint
 from ..pipelines import load as load_model
-from ..prompts import InputError, Prompt, canvas, unknown
+from ..prompts import CANVAS, UNLEARN_CANVAS, InputError, Prompt, World, unknown
+from ..prompts import world as find_world
 from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug
 from ._cost import Cost
-from ._evaluate import Control, Report, evaluate
+from ._evaluate import Control, Report, evaluate, protocol_sampling
 from ._evaluator import find
-from ._gallery import Gallery, Sampling, loaded_as, sampling
+from ._gallery import Gallery, Sampling, loaded_as
 from ._grid import save_image
-from ._judge import Verdict
+from ._judge import Judges, Verdict
 from ._paired import hits
 
 RECORD = "benchmark.json"
@@ -45,6 +46,8 @@ class Plan:
         only: evaluators; all by default.
         rank: score the LoRAs of this rank that are made of deltas.
         steps, guidance: of the sampler; what suits the model by default.
+        protocol: whose concepts these are: a world's name; by default the models' own, or unlearncanvas with judges.
+        judges: a folder with judges of that world, in `object` and `style`; by default those that come with it.
         loading: what the loader of the models was asked for beside a name (dtype, revision, quantize ...): with other
             words for it a model is opened and looked at before its finished cells are taken for done.
 
@@ -62,8 +65,12 @@ class Plan:
     steps: int | None = None
     guidance: float | None = None
     loading: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str | None = None
+    judges: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.world != CANVAS and self.judges is None:
+            raise InputError(f"no judges of {self.world.name} come with the package: name a folder of yours")
         object.__setattr__(self, "methods", tuple(m for m in self.methods if m != "original"))
         for name in ("methods", "concepts", "models", "seeds"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
@@ -82,10 +89,22 @@ class Plan:
         """The names of the evaluators that were asked for; None for those that run unasked."""
         return sorted(set(self.only)) if self.only else None
 
+    @property
+    def world(self) -> World:
+        """Whose concepts are erased and whose prompts are drawn."""
+        if self.protocol is not None:
+            return find_world(self.protocol)
+        return CANVAS if self.judges is None else UNLEARN_CANVAS
+
+    @property
+    def judged(self) -> list[str | None]:
+        """What was asked for of protocol and judges, in words."""
+        return [self.protocol, None if self.judges is None else str(self.judges)]
+
     def sampling(self, backbone: Backbone) -> Sampling:
         """How images of a model are drawn."""
         given: dict[str, Any] = {"steps": self.steps, "guidance": self.guidance}
-        return replace(sampling(backbone), **{k: v for k, v in given.items() if v is not None})
+        return replace(protocol_sampling(self.world, backbone), **{k: v for k, v in given.items() if v is not None})
 
     def cells(self, model: str, preset: str) -> dict[CellKey, Mapping[str, Any]]:
         """Every cell of a model, with the settings that were asked for; concept by concept, so that a run cut short has
@@ -104,8 +123,8 @@ class Plan:
 class KeptControl(Control):
     """The unerased side, kept in a folder: a run that goes on draws none of it again."""
 
-    def __init__(self, backbone: Backbone, how: Sampling, cells: Cells) -> None:
-        super().__init__(backbone, how)
+    def __init__(self, backbone: Backbone, how: Sampling, cells: Cells, judges: Judges | None = None) -> None:
+        super().__init__(backbone, how, judges=judges)
         self.cells = cells
         self.folder = cells.folder / "control" / slug(backbone.name)
         self._read: set[str] = set()
@@ -176,6 +195,7 @@ class _Bench:
         judged = report.settings["judge accuracy on the unerased model"]
         return {
             "schema": SCHEMA,
+            "world": self.control.world.name,
             **asdict(key),
             "settings": dict(given),
             "effective": settings_of(configure(key.method, self.backbone.preset, given)),
@@ -207,7 +227,9 @@ class _Bench:
         again = bool(checkpoints(work))
         with Cost(self.backbone.device) as cost:
             loop = Loop(work=work, resume=True) if again else Loop(work=work)
-            eraser = make(key.concept, self.backbone, method=tool, seed=key.seed, loop=loop)
+            world = self.control.world
+            name = key.concept if world == CANVAS else f"{world.name}:{key.concept}"
+            eraser = make(name, self.backbone, method=tool, seed=key.seed, loop=loop)
         took = {
             "seconds": round(_spent(work) if again else cost.seconds, 3),
             "extra_mb": cost.to_json()["peak MB"],
@@ -227,7 +249,7 @@ class _Bench:
         """Keep a few images, and of each the unerased one of the same prompt and seed."""
         out = []
         base, seen_base = self.control.side(report.prompts)
-        for k in shown(report.prompts, frozenset(key.concept.split("+"))):
+        for k in shown(report.prompts, frozenset(key.concept.split("+")), self.control.world):
             p = report.prompts[k]
             name = hashlib.sha256(f"{p.text}|{p.seed}".encode()).hexdigest()[:12]
             own = Path("pictures", key.place, f"{name}.png")
@@ -254,13 +276,13 @@ def real_accuracy(told: Mapping[str, Any]) -> dict[str, float]:
     return {domain: v["value"] for domain, v in told.items() if isinstance(v, dict)}
 
 
-def shown(prompts: Sequence[Prompt], gone: frozenset[str]) -> list[int]:
+def shown(prompts: Sequence[Prompt], gone: frozenset[str], world: World = CANVAS) -> list[int]:
     """Which images a cell keeps: half of them ask for what was erased, half do not, look-alikes first; spread over both
     domains, the same for every method.
     """
     grid = [k for k, p in enumerate(prompts) if p.role == "grid"]
     asked = [k for k in grid if {prompts[k].object, prompts[k].style} & gone]
-    near = {n for g in gone if canvas.known(g) for n in canvas.find(g).neighbours} - gone
+    near = {n for g in gone if g in world.concepts for n in world.concepts[g].neighbours} - gone
     kept = [k for k in grid if k not in set(asked)]
     close = [k for k in kept if {prompts[k].object, prompts[k].style} & near]
     far = [k for k in kept if k not in set(close)]
@@ -344,7 +366,7 @@ def _complete(plan: Plan, cells: Cells, model: str) -> bool:
     there = record.get("models", {}).get(model)
     if there is None or there["asked"] != [plan.steps, plan.guidance]:
         return False
-    if there.get("loading", {}) != plan.loading:
+    if there.get("loading", {}) != plan.loading or there.get("judged", [None, None]) != plan.judged:
         return False
     _check_scores(record, plan, cells.folder)
     return all(cells.done(k) for k in plan.cells(model, there["preset"]))
@@ -370,19 +392,23 @@ def _check_scores(record: Mapping[str, Any], plan: Plan, folder: Path) -> None:
 def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool) -> _Bench:
     """Open a model and settle, or check, how its cells are scored."""
     folder = cells.folder
-    plan = replace(plan, concepts=tuple(_named(c, backbone) for c in plan.concepts))
+    plan = replace(plan, concepts=tuple(_named(c, backbone, plan.world) for c in plan.concepts))
     plan.cells(model, backbone.preset)  # refuse a bad setting before anything is drawn
     how = plan.sampling(backbone)
     print_of = fingerprint(backbone.values("all"))
     record = _recorded(folder)
     _check_scores(record, plan, folder)
     there = record.get("models", {}).get(model)
+    judges = None if plan.judges is None else Judges.from_folder(plan.judges, plan.world, str(backbone.device))
+    control = KeptControl(backbone, how, cells, judges)
     mine: dict[str, Any] = {
         "preset": backbone.preset,
         "asked": [plan.steps, plan.guidance],
         "sampling": asdict(how),
         "fingerprint": print_of,
         "loading": dict(plan.loading),
+        "judged": plan.judged,
+        "judges": {"world": control.world.name, **{d: r["weights"] for d, r in control.judges.record().items()}},
         "loaded": loaded_as(backbone),
     }
     if there is not None:
@@ -397,10 +423,14 @@ def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool)
             raise InputError(
                 f"{folder} holds images of {model} drawn with {then}, asked for is {now}: use another --out"
             )
+        if there.get("judges", mine["judges"]) != mine["judges"]:
+            raise InputError(
+                f"{folder} was scored by the judges {there['judges']}, asked for are {mine['judges']}: name the same "
+                "--judges and --protocol, or another --out"
+            )
         away = distance(there["fingerprint"]["weights"], print_of["weights"])
         if not away <= (ROUNDED if backbone.quantized else SAME):
             raise InputError(f"{folder} was made with another model of the name {model!r}: use another --out")
-    control = KeptControl(backbone, how, cells)
     if there is None:
         with cells.alone("record"):
             record = {"evaluators": plan.scores, "models": {**_recorded(folder).get("models", {}), model: mine}}
@@ -408,13 +438,14 @@ def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool)
     return _Bench(plan, cells, backbone, control, keep)
 
 
-def _named(concept: str, backbone: Backbone) -> str:
+def _named(concept: str, backbone: Backbone, world: World) -> str:
     """A concept, or a stack of several, under the name that the world has for each.
 
     Raises:
         InputError: no such concept, or one twice.
     """
-    names = [known(part.strip(), backbone).name for part in concept.split("+")]
+    parts = [part.strip() for part in concept.split("+")]
+    names = [(known(part, backbone) if world == CANVAS else world.find(part)).name for part in parts]
     if len(set(names)) < len(names):
         raise InputError(f"the stack {concept!r} names a concept twice: leave one out")
     return "+".join(names)

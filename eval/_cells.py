@@ -224,6 +224,7 @@ def _imported(line: str, origin: str) -> Row:
     derived = row.get("derived") or {}
     plain: Row = {
         "schema": SCHEMA,
+        "world": "canvas",
         "model": "canvas-sd",
         "seed": 0,
         "effective": None,

@@ -18,12 +18,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..erase import check_target, write_text
-from ..prompts import InputError, canvas
+from ..prompts import CANVAS, InputError
 from ._benchmark import RECORD, rows_of
 from ._cells import Cells, Row, import_rows, key_of, slug
 from ._charts import Point, frontier, grid_of, heat_map
 from ._grid import grid, save_image
-from ._paired import DOMAINS, JUDGED, comparable, plan_of
+from ._paired import DOMAINS, JUDGED, comparable, plan_of, world_of
 from ._table import (
     BALANCE,
     COLUMNS,
@@ -274,13 +274,13 @@ def _control_hits(row: Row) -> dict[str, str] | None:
 
 
 def changes(row: Row) -> list[tuple[str, str, float, float]]:
-    """Of each grid image of a Canvas cell: object, style, and the change (1, 0, -1) of either judge's verdict."""
-    before = _control_hits(row)
-    if before is None:
+    """Of each grid image of a cell: object, style, and the change (1, 0, -1) of either judge's verdict."""
+    before, world = _control_hits(row), world_of(row)
+    if before is None or world is None:
         return []
     sides = [[int(a) - int(b) for a, b in zip(row["hits"][d], before[d], strict=True)] for d in DOMAINS]
-    grid_rows = [k for k, p in enumerate(plan_of(row["concept"])) if p.role == "grid"]
-    plan = plan_of(row["concept"])
+    plan = plan_of(row["concept"], world)
+    grid_rows = [k for k, p in enumerate(plan) if p.role == "grid"]
     return [(plan[k].object, plan[k].style, sides[0][k], sides[1][k]) for k in grid_rows]
 
 
@@ -313,8 +313,8 @@ def _by_entry(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _matrices(rows: Sequence[Row], loose: bool = False) -> dict[str, str]:
     """Per entry: erased concept x concept asked for."""
     out = {}
-    asked = list(canvas.CONCEPTS)
     for name, part in _by_entry(rows).items():
+        asked = list((world_of(part[0]) or CANVAS).concepts)
         found = erased_by_asked(part)
         erased = [c for c in dict.fromkeys([*asked, *(r["concept"] for r in part)]) if any(k[0] == c for k in found)]
         if erased:
@@ -348,7 +348,7 @@ def _gallery(model: str, concept: str, part: Sequence[Row], folder: Path) -> dic
         images += [None if p is None else _cell(p, "file", "saw", folder, gone) for p in mine]
         lines.append({"text": first["text"], "seed": first["seed"], "asks": first["asks"], "images": images})
     maps = []
-    objects, styles = ([c.name for c in s] for s in (canvas.OBJECTS, canvas.STYLES))
+    objects, styles = ((world_of(part[0]) or CANVAS).names(d) for d in DOMAINS)
     for row in part:
         if comparable([row]) and (found := object_by_style(row)):
             label = f"{row['method']} {row['digest']} seed {row['seed']}"

@@ -62,20 +62,20 @@ class Unkept(Sequence[Image.Image]):
     """In the place of pictures that were judged as they were drawn, and let go.
 
     Attributes:
-        count: how many there were.
+        n: how many there were.
     """
 
-    count: int
+    n: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.n
 
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...
     @overload
     def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
     def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
-        if isinstance(index, int) and not -self.count <= index < self.count:
+        if isinstance(index, int) and not -self.n <= index < self.n:
             raise IndexError(index)
         raise InputError(
             "these pictures were judged and not kept: an evaluator that looks at them must not say `pictures = False`"

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..erase import write_text
-from ..prompts import InputError, canvas
+from ..prompts import CANVAS, WORLDS, InputError, World, canvas
 from ._cells import Row
 from ._evaluator import evaluators, find
 from ._paired import comparable, paired
@@ -70,9 +70,9 @@ Entry = tuple[str, str]
 """A method and the digest of its settings."""
 
 
-def domain(concept: str) -> str:
-    """Either "object" or "style", "both" for a stack of both, "" for what is no Canvas concept."""
-    kinds = {canvas.CONCEPTS[n].kind if n in canvas.CONCEPTS else "" for n in concept.split("+")}
+def domain(concept: str, world: World = CANVAS) -> str:
+    """Either "object" or "style", "both" for a stack of both, "" for what is no concept of the world."""
+    kinds = {world.domain(n) if n in world.concepts else "" for n in concept.split("+")}
     return "both" if len(kinds) > 1 else kinds.pop()
 
 
@@ -98,13 +98,14 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def _lines(row: Row) -> list[Row]:
+    world = WORLDS.get(row.get("world", CANVAS.name))
     same = {
         "model": row["model"],
         "method": row["method"],
         "settings": row["digest"],
         "concept": row["concept"],
-        "domain": domain(row["concept"]),
-        "split": canvas.split(row["concept"]),
+        "domain": domain(row["concept"], world) if world else "",
+        "split": _split(row),
         "seed": row["seed"],
         **{k: row[k] for k in ("seconds", "extra_mb", "bytes")},
     }
@@ -120,6 +121,11 @@ def _lines(row: Row) -> list[Row]:
         | {c: v if n in by_judges else None for c, v in judges.items()}
         for n, s in sorted(row["scores"].items())
     ]
+
+
+def _split(row: Row) -> str:
+    """Either "dev" or "held-out"; only Canvas' concepts are parted so."""
+    return canvas.split(row["concept"]) if row.get("world", CANVAS.name) == CANVAS.name else ""
 
 
 def _weaker(judges: Mapping[str, float] | None) -> float | None:
@@ -365,7 +371,7 @@ def best(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     Raises:
         InputError: no dev concepts, or several models, which may want different settings.
     """
-    dev = [r for r in rows if canvas.split(r["concept"]) == "dev"]
+    dev = [r for r in rows if _split(r) == "dev"]
     if not dev:
         raise InputError("no dev concepts among the cells: settings are chosen with `erasers benchmark --split dev`")
     if len(models := sorted({r["model"] for r in dev})) > 1:
