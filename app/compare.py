@@ -34,7 +34,10 @@ def compare(
 
     names = [n.strip() for n in only.split(",") if n.strip()] if only else None
     tools = choose(names or IMAGE_METRICS, settings or ())
-    scores = run(Gallery.open(erased), Gallery.open(original), concept, only=tools)
+    sides = [Gallery.open(erased), Gallery.open(original)]
+    for image in (i for side in sides for i in side.images):
+        image.close()  # each is read once: a damaged one is named before anything is measured
+    scores = run(*sides, concept, only=tools)
     if as_json:
         print(json.dumps({k: v.to_json() for k, v in scores.items()}, indent=1, ensure_ascii=False))
         return

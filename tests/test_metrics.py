@@ -741,6 +741,20 @@ class TestAnyPipeline:
         code, out, _ = run(*args, "--only", "lpips", "--set", "lpips.network=canvas", "--json")
         assert json.loads(out)["lpips"]["change"] == 0
 
+    def test_a_damaged_image_is_named_before_anything_is_measured(self, galleries, tmp_path):
+        """Also one that the metric does not look at: a gallery is whole, or nothing is said about it."""
+        from test_cli import run
+
+        for side, gallery in zip(("erased", "original"), galleries, strict=True):
+            gallery.save(tmp_path / side)
+        asked = next(k for k, p in enumerate(galleries[0].prompts) if p.concept)
+        path = sorted((tmp_path / "erased").glob("*.png"))[asked]
+        path.write_bytes(path.read_bytes()[:50])
+        args = ("compare", tmp_path / "erased", tmp_path / "original", "--only", "kid")
+        code, out, err = run(*args, "--set", f"kid.reference={tmp_path}", "--set", "kid.features=canvas-clip")
+        assert (code, out) == (2, "")
+        assert f"cannot read {path}" in " ".join(err.split())
+
 
 def test_choose_reads_settings():
     tool = choose(["kid", "clip_accuracy"], ["kid.subset=7", "clip_accuracy.soft=true", "kid.features=clip:a/b"])
