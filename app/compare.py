@@ -37,7 +37,7 @@ def compare(
     sides = [Gallery.open(erased), Gallery.open(original)]
     for image in (i for side in sides for i in side.images):
         image.close()  # each is read once: a damaged one is named before anything is measured
-    scores = run(*sides, concept, only=tools)
+    scores = run(sides[0], sides[1], concept, only=tools)
     if as_json:
         print(json.dumps({k: v.to_json() for k, v in scores.items()}, indent=1, ensure_ascii=False))
         return

@@ -22,7 +22,7 @@ from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug
 from ._cost import Cost
 from ._evaluate import Control, Report, evaluate, protocol_sampling
 from ._evaluator import find
-from ._gallery import Gallery, Sampling, loaded_as
+from ._gallery import Gallery, Sampling, loaded_as, payload_digest
 from ._grid import save_image
 from ._judge import Judges, Verdict
 from ._paired import hits
@@ -152,9 +152,11 @@ class KeptControl(Control):
     def _save(self, new: tuple[Prompt, ...]) -> None:
         name = hashlib.sha256(repr(new).encode()).hexdigest()[:12]
         self.cells.clear(self.folder / name)
-        gallery, seen = self._drawn(new, True)
+        begun = self.folder / f".{name}"  # a run that goes on finishes it
+        gallery, seen = self._drawn(new, begun)
         manifest = {k: v for k, v in gallery.manifest.items() if k != "seconds"}
         replace(gallery, manifest={**manifest, "seen": asdict(seen)}).save(self.folder / name, force=True)
+        shutil.rmtree(begun, ignore_errors=True)
         self._look()
 
 
@@ -175,13 +177,16 @@ class _Bench:
         if self.plan.rank is not None:
             erasers = [e.to_lora(self.backbone, rank=self.plan.rank) for e in erasers]
             took = [{**t, "bytes": _size(e)} for e, t in zip(erasers, took, strict=True)]
-        galleries = self.cells.folder / ("galleries" if self.keep else ".galleries") / key.place
-        report = evaluate(
-            erasers, self.backbone, only=self.plan.scores, control=self.control, keep=galleries, force=True
-        )
+        place = self.cells.folder / ".galleries" / key.place
+        galleries = place / "-".join(payload_digest(e) for e in erasers)  # of an eraser made anew nothing goes on
+        report = evaluate(erasers, self.backbone, only=self.plan.scores, control=self.control, keep=galleries)
         pictures = self._pictures(key, report, Gallery.open(galleries / "erased"))
-        if not self.keep:
-            shutil.rmtree(galleries)
+        if self.keep:
+            kept = self.cells.folder / "galleries" / key.place
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            galleries.replace(kept)
+        shutil.rmtree(place)
         return self._row(key, given, report) | {
             "derived": {**erasers[0].recipe.derived, "asked": self.plan.rank} if self.plan.rank is not None else {},
             "seconds": _add([t["seconds"] for t in took]),

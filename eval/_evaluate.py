@@ -13,8 +13,9 @@ from PIL import Image
 from ..erase import Eraser
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError, Prompt, World
+from ._collect import clear, collect
 from ._evaluator import Case, Evaluator, choose
-from ._gallery import Gallery, Sampling, check_place, draw, record, sampling, size
+from ._gallery import MANIFEST, PLAN, Gallery, Sampling, check_place, draw, record, sampling, size
 from ._judge import UNMEASURED, Judges, Verdict
 from ._judge import judges as own_judges
 from ._score import NotApplicable, Score
@@ -114,7 +115,7 @@ class Control:
 
         return [p for p in dict.fromkeys(prompts) if lacking(p)]
 
-    def _drawn(self, prompts: Sequence[Prompt], pictures: bool) -> tuple[Gallery, Verdict]:
+    def _drawn(self, prompts: Sequence[Prompt], pictures: bool | Path) -> tuple[Gallery, Verdict]:
         return draw_and_judge(self.backbone, prompts, how=self.how, judges=self.judges, pictures=pictures)
 
     def _add(self, gallery: Gallery, seen: Verdict) -> None:
@@ -133,7 +134,7 @@ def draw_and_judge(
     *,
     how: Sampling,
     judges: Judges,
-    pictures: bool,
+    pictures: bool | Path,
 ) -> tuple[Gallery, Verdict]:
     """Draw and judge batch by batch: no more than a batch of images is in memory.
 
@@ -143,8 +144,12 @@ def draw_and_judge(
         erasers: attached together.
         how: the sampling.
         judges: what looks at them.
-        pictures: whether images are looked at again; then they wait in a file, else they are let go.
+        pictures: whether images are looked at again; then they wait in a file, else they are let go. Or a folder to
+            draw them into: a gallery begun there is finished, a finished one is judged as it is (see `collect`).
     """
+    if isinstance(pictures, Path):
+        gallery = collect(pictures, backbone, prompts=prompts, erasers=erasers, how=how)
+        return gallery, judges.look(gallery.images)
     watch, spool = judges.watch(), Spool() if pictures else None
 
     def take(images: Sequence[Image.Image]) -> None:
@@ -176,17 +181,18 @@ def evaluate(
         backbone: the pipeline they were made for.
         only: names of evaluators, or evaluators with settings of their own by name; by default all that run unasked.
         control: shares the unerased images between calls, and fixes the sampling.
-        keep: folder in which to keep both galleries, as `original` and `erased`.
-        force: replace galleries that are there already.
+        keep: folder in which to keep both galleries, as `original` and `erased`. The erased side is drawn into it, so
+            that the same call goes on where it was killed.
+        force: draw galleries anew that are there already.
 
     Raises:
-        InputError: the pipeline's world has no judges, or an unknown evaluator.
+        InputError: the pipeline's world has no judges, an unknown evaluator, or `keep` holds other galleries.
     """
     stack = [eraser] if isinstance(eraser, Eraser) else list(eraser)
     tools = only if isinstance(only, Mapping) else choose(only)
     if keep is not None:
         for side in ("original", "erased"):
-            check_place(keep / side, force)
+            _check_kept(keep / side, force)
     control = control or Control(backbone)
     world = control.world
     concepts = [_concept(c, world) for e in stack for c in e.recipe.concepts]
@@ -194,11 +200,11 @@ def evaluate(
         raise InputError("expected at least one eraser to score, got none")
     prompts = tuple(dict.fromkeys(p for c in concepts for p in control.plan(c)))
     looked = keep is not None or any(getattr(t, "pictures", True) for t in tools.values())
+    place = looked if keep is None else keep / "erased"
+    gallery, seen = draw_and_judge(backbone, prompts, stack, how=control.how, judges=control.judges, pictures=place)
     base, seen_base = control.side(prompts, pictures=looked)
-    gallery, seen = draw_and_judge(backbone, prompts, stack, how=control.how, judges=control.judges, pictures=looked)
     if keep is not None:
-        base.save(keep / "original", force=force)
-        gallery.save(keep / "erased", force=force)
+        _keep(base, keep / "original")
     erased = frozenset(c.name for c in concepts)
     by_concept = {
         c.name: {n: t.score(Case(c, erased, gallery, base, seen, seen_base, world)) for n, t in tools.items()}
@@ -216,6 +222,30 @@ def evaluate(
     }
     means = {n: mean([s[n] for s in by_concept.values()]) for n in tools}
     return Report(means, by_concept, settings, prompts, seen, seen_base)
+
+
+def _check_kept(place: Path, force: bool) -> None:
+    """Make sure a gallery can be drawn there, or gone on with. Raises `InputError`."""
+    ours = any((place / name).exists() for name in (MANIFEST, PLAN))
+    if force and ours:
+        clear(place)
+    elif not ours:
+        check_place(place, force)
+
+
+def _keep(gallery: Gallery, place: Path) -> None:
+    """Save a gallery where there is none.
+
+    Raises:
+        InputError: another one is there.
+    """
+    if not (place / MANIFEST).exists():
+        gallery.save(place, force=(place / PLAN).exists())
+        return
+    there = Gallery.open(place)
+    pairs = zip(there.images, gallery.images, strict=False)
+    if there.prompts != gallery.prompts or any(a.tobytes() != b.tobytes() for a, b in pairs):
+        raise InputError(f"{place} holds another gallery: choose another place, or draw it anew with --force")
 
 
 def judged(judges: Judges, prompts: Sequence[Prompt], base: Verdict | None) -> dict[str, Any]:

@@ -298,7 +298,7 @@ def record(backbone: Backbone, erasers: Sequence[Eraser], how: Sampling) -> dict
     return {
         "model": backbone.name,
         "fingerprint": hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16],
-        "erasers": [{**asdict(e.recipe), "fingerprint": _payload_digest(e)} for e in erasers],
+        "erasers": [{**asdict(e.recipe), "fingerprint": payload_digest(e)} for e in erasers],
         "sampling": asdict(how),
         "precision": _precision(backbone),
     }
@@ -336,7 +336,7 @@ def _tensors(value: object, place: str = "") -> Iterator[tuple[str, torch.Tensor
         yield place, torch.tensor(value)
 
 
-def _payload_digest(eraser: Eraser) -> str:
+def payload_digest(eraser: Eraser) -> str:
     """A hash of every tensor of an eraser."""
     found = hashlib.sha256()
     for place, t in _tensors(eraser.payload):

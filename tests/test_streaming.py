@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -205,6 +205,53 @@ def test_kept_galleries_are_whole(canvas, alive, tmp_path, monkeypatch):
         found = Gallery.open(tmp_path / side)
         assert isinstance(found.images, Stored)
         assert [i.tobytes() for i in found.images] == [i.tobytes() for i in want.images]
+
+
+def test_killed_and_called_again(canvas, alive, tmp_path, monkeypatch):
+    """With a folder for its galleries the same call goes on; what is finished is not drawn again, nor replaced."""
+    monkeypatch.setattr(Many, "plan", lambda self, concept: canvas_grid()[:8])
+    how = replace(HOW, batch=2)
+    moon, ink = erase("moon", canvas), erase("ink", canvas)
+
+    def call(eraser=moon, **more):
+        del alive[:]
+        return evaluate(eraser, canvas, only=["ua"], control=Many(canvas, how, judges=Blind()), keep=tmp_path, **more)
+
+    drawn = canvas.draw
+
+    def killed(texts, seeds, **settings):
+        if len(alive) == 3:
+            raise SystemExit("killed")
+        return drawn(texts, seeds, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(canvas, "draw", killed)
+        with pytest.raises(SystemExit):
+            call()
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "erased").glob("0*.png")}
+    assert 4 <= len(stamps) <= 6, "two batches of two, or the third too"
+    report = call()
+    assert len(alive) == (8 - len(stamps)) / 2 + 4, "the rest of the erased side, and the unerased one"
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    again = call()
+    assert len(alive) == 4, "the unerased side alone"
+    assert again.seen == report.seen
+    for eraser, more, message in (
+        (ink, {}, "erased holds another gallery: its eraser is"),
+        (moon, {"control": Many(canvas, replace(how, steps=2), judges=Blind())}, "its steps is 1, asked for 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(
+                eraser, canvas, only=["ua"], **{"control": Many(canvas, how, judges=Blind()), **more}, keep=tmp_path
+            )
+    call(ink, force=True)
+    assert len(alive) == 8
+    manifest = Gallery.open(tmp_path / "erased").manifest
+    assert [c["name"] for e in manifest["erasers"] for c in e["concepts"]] == ["ink"]
+    (lost,) = (tmp_path / "original").glob("0003_*.png")
+    lost.unlink()
+    with pytest.raises(InputError, match=lost.name):
+        call(ink)
 
 
 # ---------------------------------------------------------------- the file
