@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..prompts import InputError, canvas, unknown
+from ..prompts import CANVAS, UNLEARN_CANVAS, InputError, World, canvas, unknown, world
 from ._loading import loading, loads
 
 SPLITS = ("all", "dev", "held-out")
@@ -35,6 +35,14 @@ def benchmark(
         str, typer.Option(help="dev (settings are chosen on them), held-out (reported on them) or all.")
     ] = "all",
     only: Annotated[str | None, typer.Option(help="Evaluators, with commas. Default: all.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Whose concepts: canvas, or unlearncanvas with --judges. Default: the models' own."),
+    ] = None,
+    judges: Annotated[
+        Path | None,
+        typer.Option("--judges", help="Folder with judges, in object/ and style/. Default: Canvas' own."),
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Score LoRAs of this rank made of deltas.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps. Default: what suits the model.", min=1)] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: what suits the model.")] = None,
@@ -65,12 +73,13 @@ def benchmark(
         say(f"{file}: {new} new rows, {same} there already")
     try:
         if not rows:
+            place = world(protocol) if protocol else UNLEARN_CANVAS if judges is not None else CANVAS
             given = _settings(settings)
             if chosen is not None:
                 given = _chosen(chosen, given, _names(methods))
             plan = Plan(
                 methods=_names(methods),
-                concepts=_concepts(concepts, split),
+                concepts=_concepts(concepts, split, place),
                 models=_names(models),
                 seeds=_seeds(seeds),
                 settings=given,
@@ -78,6 +87,8 @@ def benchmark(
                 rank=rank,
                 steps=steps,
                 guidance=guidance,
+                protocol=protocol,
+                judges=judges,
                 loading={k: v for k, v in {"dtype": dtype, "device": device, **reading}.items() if v and v != "none"},
             )
             wanted = loading(reading)
@@ -105,10 +116,14 @@ def _seeds(text: str) -> tuple[int, ...]:
     return out
 
 
-def _concepts(text: str | None, split: str) -> tuple[str, ...]:
-    """The named concepts, or all of the Canvas world; of them those of the split."""
+def _concepts(text: str | None, split: str, place: World) -> tuple[str, ...]:
+    """The named concepts, or all of the world; of Canvas' those of the split."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    if place != CANVAS:
+        if split != "all":
+            raise InputError(f"--split {split}: only Canvas' concepts are parted into dev and held-out; name yours")
+        return _names(text) if text is not None else tuple(n for n in place.concepts if n != place.photo)
     names = _names(text) if text is not None else tuple(canvas.CONCEPTS)
     known = ["+".join(canvas.find(p).name if canvas.known(p) else p for p in n.split("+")) for n in names]
     wanted = tuple(n for n in known if split in ("all", canvas.split(n)))

@@ -9,7 +9,10 @@ import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder that `erasers benchmark` filled.")],
+    source: Annotated[
+        list[Path],
+        typer.Argument(help="Folder that `erasers benchmark` filled; or files of rows (docs/results/*.jsonl)."),
+    ],
     out_file: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
     figures: Annotated[
         Path | None, typer.Option(help="Folder for the same charts (SVG) and grids (PNG) as files.")
@@ -19,5 +22,5 @@ def report(
     """Write a benchmark as one HTML file: tables, pictures, heat maps, frontier, settings. It loads nothing."""
     from ..eval import report as run
 
-    done = run(folder, out_file, figures=figures, force=force)
+    done = run(source, out_file, figures=figures, force=force)
     print(f"{done}: {done.stat().st_size / 1e6:.2f} MB, open it in any browser")

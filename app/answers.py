@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -109,6 +110,11 @@ def score(
     if not told["protocol"]["whole"]:
         side = " x ".join(str(n) for n in told["protocol"]["pixels"])
         _say(f"not the whole protocol: seeds {told['protocol']['seeds']}, {side} pixels")
+    say_judges(told)
+
+
+def say_judges(told: Mapping[str, Any]) -> None:
+    """How often the judges are right, which every figure of theirs rests on."""
     for name, key in (("real", "judge accuracy on real images"), ("unerased", "judge accuracy on the unerased model")):
         _say(f"judges on {name} images: {json.dumps(told[key]) if isinstance(told[key], dict) else told[key]}")
 

@@ -428,9 +428,11 @@ def evaluate(
     if as_json:
         print(text)
     else:
+        from .answers import say_judges
         from .compare import show
 
         show(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
+        say_judges(report.settings)
     if record:  # last: whatever comes of it, the scores were told
         Eraser.record_scores(eraser[0], report.summary())
 

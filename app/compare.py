@@ -34,7 +34,10 @@ def compare(
 
     names = [n.strip() for n in only.split(",") if n.strip()] if only else None
     tools = choose(names or IMAGE_METRICS, settings or ())
-    scores = run(Gallery.load(erased), Gallery.load(original), concept, only=tools)
+    sides = [Gallery.open(erased), Gallery.open(original)]
+    for image in (i for side in sides for i in side.images):
+        image.close()  # each is read once: a damaged one is named before anything is measured
+    scores = run(sides[0], sides[1], concept, only=tools)
     if as_json:
         print(json.dumps({k: v.to_json() for k, v in scores.items()}, indent=1, ensure_ascii=False))
         return
@@ -42,11 +45,12 @@ def compare(
 
 
 def show(title: str, scores: Mapping[str, Score | NotApplicable]) -> None:
-    """Print scores as a table, and below it what a figure warns of."""
+    """Print scores as a table, and below it by which convention a figure is counted and what it warns of."""
     table = Table(title=title)
     for column in ("score", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
         table.add_column(column, justify="left" if column == "score" else "right")
-    notes = []
+    notes: list[str] = []
+    conventions: list[str] = []
     for name, s in scores.items():
         row = s.to_json()
         if "reason" in row:
@@ -65,6 +69,12 @@ def show(title: str, scores: Mapping[str, Score | NotApplicable]) -> None:
         table.add_row(label, figure("value"), f"{figure('low')} .. {figure('high')}", str(row["n"]), *paired)
         if note := row["details"].get("warning"):
             notes.append(f"{name}: {note}")
+        if convention := row["details"].get("convention") or row["details"].get("preprocessing"):
+            told = row["details"].get("other conventions", {})
+            other = "".join(f"; {value:.1f} by: {words}" for words, value in told.items())
+            conventions.append(f"{name}: {convention}{other}")
     out.print(table)
+    for line in conventions:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in notes:
         err.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -3,8 +3,9 @@
     python bench/gallery_speed.py --images 480 --batch 60
     python bench/gallery_speed.py --model you/your-model --images 32 --batch 8 --steps 100
 
-Times the stock pipeline called by hand, then the same images drawn into a folder, then drawn into a folder and judged
-(on models whose world has judges), in turn and several times; prints the medians.
+Times the stock pipeline called by hand, then the same images drawn into a folder, then drawn into a folder and judged,
+then judged as they are drawn, as `erasers evaluate` does (on models whose world has judges), in turn and several times;
+prints the medians.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from erasers.eval import collect, judges, sampling
+from erasers.eval._evaluate import draw_and_judge
 from erasers.pipelines import Backbone, load
 from erasers.prompts import Prompt, canvas_grid
 
@@ -60,10 +62,13 @@ def main() -> None:
             if judge:
                 tools.look(gallery.images)
 
+    def evaluated() -> None:
+        draw_and_judge(backbone, prompts, how=how, judges=tools, pictures=True)
+
     kinds = {
         "stock pipeline": lambda: bare(backbone, prompts, args.batch, how.steps, how.guidance),
         "into a folder": lambda: drawn(False),
-        **({"into a folder, judged": lambda: drawn(True)} if tools else {}),
+        **({"into a folder, judged": lambda: drawn(True), "judged as drawn": evaluated} if tools else {}),
     }
     bare(backbone, prompts[: args.batch], args.batch, how.steps, how.guidance)  # warm up
     times: dict[str, list[float]] = {k: [] for k in kinds}

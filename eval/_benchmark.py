@@ -16,14 +16,15 @@ from ..erase import concept as known
 from ..erase import erase as make
 from ..pipelines import ROUNDED, SAME, Backbone, distance, fingerprint
 from ..pipelines import load as load_model
-from ..prompts import InputError, Prompt, canvas, unknown
+from ..prompts import CANVAS, UNLEARN_CANVAS, InputError, Prompt, World, unknown
+from ..prompts import world as find_world
 from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug
 from ._cost import Cost
-from ._evaluate import Control, Report, evaluate
+from ._evaluate import Control, Report, evaluate, protocol_sampling
 from ._evaluator import find
-from ._gallery import Gallery, Sampling, loaded_as, sampling
+from ._gallery import Gallery, Sampling, loaded_as, payload_digest
 from ._grid import save_image
-from ._judge import Verdict
+from ._judge import Judges, Verdict
 from ._paired import hits
 
 RECORD = "benchmark.json"
@@ -45,6 +46,8 @@ class Plan:
         only: evaluators; all by default.
         rank: score the LoRAs of this rank that are made of deltas.
         steps, guidance: of the sampler; what suits the model by default.
+        protocol: whose concepts these are: a world's name; by default the models' own, or unlearncanvas with judges.
+        judges: a folder with judges of that world, in `object` and `style`; by default those that come with it.
         loading: what the loader of the models was asked for beside a name (dtype, revision, quantize ...): with other
             words for it a model is opened and looked at before its finished cells are taken for done.
 
@@ -62,8 +65,12 @@ class Plan:
     steps: int | None = None
     guidance: float | None = None
     loading: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str | None = None
+    judges: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.world != CANVAS and self.judges is None:
+            raise InputError(f"no judges of {self.world.name} come with the package: name a folder of yours")
         object.__setattr__(self, "methods", tuple(m for m in self.methods if m != "original"))
         for name in ("methods", "concepts", "models", "seeds"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
@@ -82,10 +89,22 @@ class Plan:
         """The names of the evaluators that were asked for; None for those that run unasked."""
         return sorted(set(self.only)) if self.only else None
 
+    @property
+    def world(self) -> World:
+        """Whose concepts are erased and whose prompts are drawn."""
+        if self.protocol is not None:
+            return find_world(self.protocol)
+        return CANVAS if self.judges is None else UNLEARN_CANVAS
+
+    @property
+    def judged(self) -> list[str | None]:
+        """What was asked for of protocol and judges, in words."""
+        return [self.protocol, None if self.judges is None else str(self.judges)]
+
     def sampling(self, backbone: Backbone) -> Sampling:
         """How images of a model are drawn."""
         given: dict[str, Any] = {"steps": self.steps, "guidance": self.guidance}
-        return replace(sampling(backbone), **{k: v for k, v in given.items() if v is not None})
+        return replace(protocol_sampling(self.world, backbone), **{k: v for k, v in given.items() if v is not None})
 
     def cells(self, model: str, preset: str) -> dict[CellKey, Mapping[str, Any]]:
         """Every cell of a model, with the settings that were asked for; concept by concept, so that a run cut short has
@@ -104,44 +123,41 @@ class Plan:
 class KeptControl(Control):
     """The unerased side, kept in a folder: a run that goes on draws none of it again."""
 
-    def __init__(self, backbone: Backbone, how: Sampling, cells: Cells) -> None:
-        super().__init__(backbone, how)
+    def __init__(self, backbone: Backbone, how: Sampling, cells: Cells, judges: Judges | None = None) -> None:
+        super().__init__(backbone, how, judges=judges)
         self.cells = cells
         self.folder = cells.folder / "control" / slug(backbone.name)
-        self._kept: dict[Prompt, tuple[Any, str, str]] = {}
         self._read: set[str] = set()
         self._look()
 
     def _look(self) -> None:
         """Take in what lies in the folder and was not read yet."""
         for part in sorted(p for p in self.folder.glob("[!.]*") if p.is_dir() and p.name not in self._read):
-            self._add(Gallery.load(part))
+            gallery = Gallery.open(part)
+            seen = gallery.manifest["seen"]
+            self._add(gallery, Verdict(tuple(seen["objects"]), tuple(seen["styles"])))
             self._read.add(part.name)
 
-    def _add(self, gallery: Gallery) -> None:
-        seen = gallery.manifest["seen"]
-        rows = zip(gallery.prompts, gallery.images, seen["objects"], seen["styles"], strict=True)
-        self._kept |= {p: (image, o, s) for p, image, o, s in rows}
-
-    def side(self, prompts: Sequence[Prompt]) -> tuple[Gallery, Verdict]:
-        """Gallery and verdict of these prompts; what lies in the folder is not drawn again."""
-        if not all(p in self._kept for p in prompts):
+    def side(self, prompts: Sequence[Prompt], *, pictures: bool = True) -> tuple[Gallery, Verdict]:
+        """Gallery and verdict of these prompts; what lies in the folder is not drawn again. All images are kept there,
+        whether they are looked at or not.
+        """
+        if self._missing(prompts, True):
             with self.cells.alone(f"control {self.folder.name}"):
                 self._look()  # another process may have drawn them meanwhile
-                if new := tuple(p for p in dict.fromkeys(prompts) if p not in self._kept):
-                    self._draw(new)
-        images, objects, styles = zip(*(self._kept[p] for p in prompts), strict=True)
-        manifest = {"model": self.backbone.name, "erasers": [], "sampling": asdict(self.how)}
-        return Gallery(tuple(prompts), images, manifest), Verdict(objects, styles)
+                if new := self._missing(prompts, True):
+                    self._save(tuple(new))
+        return self._gathered(prompts, {"model": self.backbone.name, "erasers": [], "sampling": asdict(self.how)})
 
-    def _draw(self, new: tuple[Prompt, ...]) -> None:
+    def _save(self, new: tuple[Prompt, ...]) -> None:
         name = hashlib.sha256(repr(new).encode()).hexdigest()[:12]
         self.cells.clear(self.folder / name)
-        gallery, seen = super().side(new)
-        kept = replace(gallery, manifest={**gallery.manifest, "seen": asdict(seen)})
-        kept.save(self.folder / name, force=True)
-        self._add(kept)
-        self._read.add(name)
+        begun = self.folder / f".{name}"  # a run that goes on finishes it
+        gallery, seen = self._drawn(new, begun)
+        manifest = {k: v for k, v in gallery.manifest.items() if k != "seconds"}
+        replace(gallery, manifest={**manifest, "seen": asdict(seen)}).save(self.folder / name, force=True)
+        shutil.rmtree(begun, ignore_errors=True)
+        self._look()
 
 
 @dataclass
@@ -161,13 +177,16 @@ class _Bench:
         if self.plan.rank is not None:
             erasers = [e.to_lora(self.backbone, rank=self.plan.rank) for e in erasers]
             took = [{**t, "bytes": _size(e)} for e, t in zip(erasers, took, strict=True)]
-        galleries = self.cells.folder / ("galleries" if self.keep else ".galleries") / key.place
-        report = evaluate(
-            erasers, self.backbone, only=self.plan.scores, control=self.control, keep=galleries, force=True
-        )
-        pictures = self._pictures(key, report, Gallery.load(galleries / "erased"))
-        if not self.keep:
-            shutil.rmtree(galleries)
+        place = self.cells.folder / ".galleries" / key.place
+        galleries = place / "-".join(payload_digest(e) for e in erasers)  # of an eraser made anew nothing goes on
+        report = evaluate(erasers, self.backbone, only=self.plan.scores, control=self.control, keep=galleries)
+        pictures = self._pictures(key, report, Gallery.open(galleries / "erased"))
+        if self.keep:
+            kept = self.cells.folder / "galleries" / key.place
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            galleries.replace(kept)
+        shutil.rmtree(place)
         return self._row(key, given, report) | {
             "derived": {**erasers[0].recipe.derived, "asked": self.plan.rank} if self.plan.rank is not None else {},
             "seconds": _add([t["seconds"] for t in took]),
@@ -181,12 +200,14 @@ class _Bench:
         judged = report.settings["judge accuracy on the unerased model"]
         return {
             "schema": SCHEMA,
+            "world": self.control.world.name,
             **asdict(key),
             "settings": dict(given),
             "effective": settings_of(configure(key.method, self.backbone.preset, given)),
             "images": report.settings["images"],
             "sampling": report.settings["sampling"],
             "judge": judged if isinstance(judged, dict) else {},
+            "judge_real": real_accuracy(report.settings["judge accuracy on real images"]),
             "scores": {k: v.to_json() for k, v in report.scores.items()},
             "by_concept": {c: {k: v.to_json() for k, v in s.items()} for c, s in report.by_concept.items()},
             "hits": hits(report),
@@ -211,7 +232,9 @@ class _Bench:
         again = bool(checkpoints(work))
         with Cost(self.backbone.device) as cost:
             loop = Loop(work=work, resume=True) if again else Loop(work=work)
-            eraser = make(key.concept, self.backbone, method=tool, seed=key.seed, loop=loop)
+            world = self.control.world
+            name = key.concept if world == CANVAS else f"{world.name}:{key.concept}"
+            eraser = make(name, self.backbone, method=tool, seed=key.seed, loop=loop)
         took = {
             "seconds": round(_spent(work) if again else cost.seconds, 3),
             "extra_mb": cost.to_json()["peak MB"],
@@ -231,7 +254,7 @@ class _Bench:
         """Keep a few images, and of each the unerased one of the same prompt and seed."""
         out = []
         base, seen_base = self.control.side(report.prompts)
-        for k in shown(report.prompts, frozenset(key.concept.split("+"))):
+        for k in shown(report.prompts, frozenset(key.concept.split("+")), self.control.world):
             p = report.prompts[k]
             name = hashlib.sha256(f"{p.text}|{p.seed}".encode()).hexdigest()[:12]
             own = Path("pictures", key.place, f"{name}.png")
@@ -253,13 +276,18 @@ class _Bench:
         return out
 
 
-def shown(prompts: Sequence[Prompt], gone: frozenset[str]) -> list[int]:
+def real_accuracy(told: Mapping[str, Any]) -> dict[str, float]:
+    """Of each judge that was measured on real images, how often it was right, in percent."""
+    return {domain: v["value"] for domain, v in told.items() if isinstance(v, dict)}
+
+
+def shown(prompts: Sequence[Prompt], gone: frozenset[str], world: World = CANVAS) -> list[int]:
     """Which images a cell keeps: half of them ask for what was erased, half do not, look-alikes first; spread over both
     domains, the same for every method.
     """
     grid = [k for k, p in enumerate(prompts) if p.role == "grid"]
     asked = [k for k in grid if {prompts[k].object, prompts[k].style} & gone]
-    near = {n for g in gone if canvas.known(g) for n in canvas.find(g).neighbours} - gone
+    near = {n for g in gone if g in world.concepts for n in world.concepts[g].neighbours} - gone
     kept = [k for k in grid if k not in set(asked)]
     close = [k for k in kept if {prompts[k].object, prompts[k].style} & near]
     far = [k for k in kept if k not in set(close)]
@@ -343,7 +371,7 @@ def _complete(plan: Plan, cells: Cells, model: str) -> bool:
     there = record.get("models", {}).get(model)
     if there is None or there["asked"] != [plan.steps, plan.guidance]:
         return False
-    if there.get("loading", {}) != plan.loading:
+    if there.get("loading", {}) != plan.loading or there.get("judged", [None, None]) != plan.judged:
         return False
     _check_scores(record, plan, cells.folder)
     return all(cells.done(k) for k in plan.cells(model, there["preset"]))
@@ -369,19 +397,23 @@ def _check_scores(record: Mapping[str, Any], plan: Plan, folder: Path) -> None:
 def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool) -> _Bench:
     """Open a model and settle, or check, how its cells are scored."""
     folder = cells.folder
-    plan = replace(plan, concepts=tuple(_named(c, backbone) for c in plan.concepts))
+    plan = replace(plan, concepts=tuple(_named(c, backbone, plan.world) for c in plan.concepts))
     plan.cells(model, backbone.preset)  # refuse a bad setting before anything is drawn
     how = plan.sampling(backbone)
     print_of = fingerprint(backbone.values("all"))
     record = _recorded(folder)
     _check_scores(record, plan, folder)
     there = record.get("models", {}).get(model)
+    judges = None if plan.judges is None else Judges.from_folder(plan.judges, plan.world, str(backbone.device))
+    control = KeptControl(backbone, how, cells, judges)
     mine: dict[str, Any] = {
         "preset": backbone.preset,
         "asked": [plan.steps, plan.guidance],
         "sampling": asdict(how),
         "fingerprint": print_of,
         "loading": dict(plan.loading),
+        "judged": plan.judged,
+        "judges": {"world": control.world.name, **{d: r["weights"] for d, r in control.judges.record().items()}},
         "loaded": loaded_as(backbone),
     }
     if there is not None:
@@ -396,10 +428,14 @@ def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool)
             raise InputError(
                 f"{folder} holds images of {model} drawn with {then}, asked for is {now}: use another --out"
             )
+        if there.get("judges", mine["judges"]) != mine["judges"]:
+            raise InputError(
+                f"{folder} was scored by the judges {there['judges']}, asked for are {mine['judges']}: name the same "
+                "--judges and --protocol, or another --out"
+            )
         away = distance(there["fingerprint"]["weights"], print_of["weights"])
         if not away <= (ROUNDED if backbone.quantized else SAME):
             raise InputError(f"{folder} was made with another model of the name {model!r}: use another --out")
-    control = KeptControl(backbone, how, cells)
     if there is None:
         with cells.alone("record"):
             record = {"evaluators": plan.scores, "models": {**_recorded(folder).get("models", {}), model: mine}}
@@ -407,13 +443,14 @@ def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool)
     return _Bench(plan, cells, backbone, control, keep)
 
 
-def _named(concept: str, backbone: Backbone) -> str:
+def _named(concept: str, backbone: Backbone, world: World) -> str:
     """A concept, or a stack of several, under the name that the world has for each.
 
     Raises:
         InputError: no such concept, or one twice.
     """
-    names = [known(part.strip(), backbone).name for part in concept.split("+")]
+    parts = [part.strip() for part in concept.split("+")]
+    names = [(known(part, backbone) if world == CANVAS else world.find(part)).name for part in parts]
     if len(set(names)) < len(names):
         raise InputError(f"the stack {concept!r} names a concept twice: leave one out")
     return "+".join(names)

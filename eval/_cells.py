@@ -15,11 +15,15 @@ from typing import Any
 
 from ..erase import write_text
 from ..prompts import InputError
+from ._gallery import pixels_digest, read_image
+from ._grid import save_image
 
 Row = dict[str, Any]
 """What a cell came to, as JSON; the keys are those that `CellKey` and `_benchmark._row` name."""
 SCHEMA = 1
 NEEDED = ("method", "settings", "concept", "scores")
+PICTURED = ("file", "original")
+"""What a row's picture names: with the eraser, and without."""
 PLANNED = "preset"
 """Stands for a digest in rows that do not say which settings the preset came to."""
 
@@ -145,7 +149,8 @@ class Cells:
 
 
 def import_rows(file: Path, cells: Cells) -> tuple[int, int]:
-    """Take rows of another run, one JSON object a line, into a folder of cells.
+    """Take rows of another run, one JSON object a line, into a folder of cells. Pictures that they name and that lie
+    beside the file come along; rows whose pictures do not lie there have none.
 
     Returns:
         How many cells are new, and how many were there already.
@@ -163,6 +168,7 @@ def import_rows(file: Path, cells: Cells) -> tuple[int, int]:
         if not line.strip():
             continue
         row = _imported(line, f"{file} line {number}")
+        row["pictures"] = _beside(row["pictures"], file.parent)
         key = key_of(row)
         there = new.get(key) or (cells.read(key) if cells.done(key) else None)
         if there is not None and there["scores"] != row["scores"]:
@@ -177,8 +183,33 @@ def import_rows(file: Path, cells: Cells) -> tuple[int, int]:
     if not new and not same:
         raise InputError(f"{file} holds no rows")
     for row in new.values():
-        cells.write(row)
+        cells.write({**row, "pictures": _brought(row["pictures"], file.parent, cells.folder)})
     return len(new), same
+
+
+def _beside(pictures: Any, home: Path) -> list[Row]:  # noqa: ANN401
+    """The pictures of a row, if all of them lie in a folder or below it; else none."""
+    try:
+        files = [(home / p[side]).resolve() for p in pictures for side in PICTURED]
+    except (TypeError, KeyError):
+        return []
+    there = all(f.is_file() and f.is_relative_to(home.resolve()) for f in files)
+    return list(pictures) if there else []
+
+
+def _brought(pictures: list[Row], home: Path, folder: Path) -> list[Row]:
+    """Pictures copied into a benchmark's folder, each once, under the hash of its pixels."""
+    out = []
+    for p in pictures:
+        moved = dict(p)
+        for side in PICTURED:
+            image = read_image(home / p[side])
+            name = Path("pictures", "imported", f"{pixels_digest(image)[:16]}.png")
+            if not (folder / name).exists():
+                save_image(image, folder / name)
+            moved[side] = name.as_posix()
+        out.append(moved)
+    return out
 
 
 def _imported(line: str, origin: str) -> Row:
@@ -193,6 +224,7 @@ def _imported(line: str, origin: str) -> Row:
     derived = row.get("derived") or {}
     plain: Row = {
         "schema": SCHEMA,
+        "world": "canvas",
         "model": "canvas-sd",
         "seed": 0,
         "effective": None,
@@ -205,6 +237,7 @@ def _imported(line: str, origin: str) -> Row:
         "hits_control": {},
         "sampling": None,
         "judge": {},
+        "judge_real": {},
         "versions": {},
         "pictures": [],
         "source": "imported",

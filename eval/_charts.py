@@ -14,6 +14,8 @@ NOTHING = "#d8d8d8"
 SHADES = ("#c0392b", "#2471a3")
 """Lost, gained."""
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f")
+LEGEND = 320
+"""Width of a heat map's legend in pixels."""
 INK, QUIET, LINE = "#222", "#777", "#ccc"
 
 Values = Sequence[Sequence[float | None]]
@@ -61,7 +63,7 @@ def heat_map(
         columns: labels of what is in a line.
         title: above it.
         cell: side of a cell in pixels.
-        loose: a file of its own, which needs to say that it is SVG.
+        loose: a file of its own, which needs to say that it is SVG, and what its colours mean.
 
     Raises:
         InputError: the values do not fit the labels.
@@ -72,7 +74,8 @@ def heat_map(
         7.4 * max(map(len, rows), default=0) + 8,
         5.4 * max(map(len, columns), default=0) + (30 if title else 12),
     )
-    width, height = left + cell * len(columns) + 14, top + cell * len(rows) + 6
+    width, height = left + cell * len(columns) + 14, top + cell * len(rows) + (26 if loose else 6)
+    width = max(width, left + LEGEND) if loose else width
     out = [_open(width, height, loose, title or "heat map")]
     if title:
         out.append(f'<text x="2" y="12" class="t">{escape(title)}</text>')
@@ -96,7 +99,20 @@ def heat_map(
                 f'<rect x="{left + c * cell:.0f}" y="{top + r * cell:.0f}" width="{cell}" height="{cell}" '
                 f'fill="{shade(value)}"><title>{escape(rows[r])}, {escape(columns[c])}: {words}</title></rect>'
             )
+    if loose:
+        out += _legend(left, top + cell * len(rows) + 8)
     return "".join(out) + "</svg>"
+
+
+def _legend(x: float, y: float) -> list[str]:
+    """What the colours of a heat map mean, in one line."""
+    out = []
+    for k, value in enumerate((-100, -20, 0, 20, 100)):
+        place = x + 46 * k
+        out.append(f'<path d="M{place:.0f} {y:.0f}h11v11h-11z" fill="{shade(value)}" stroke="{LINE}"/>')
+        words = f"{value:+d}" if value else "0"
+        out.append(f'<text x="{place + 14:.0f}" y="{y + 10:.0f}">{words}</text>')
+    return [*out, f'<text x="{x + 236:.0f}" y="{y + 10:.0f}">percent points</text>']
 
 
 def frontier(points: Sequence[Point], *, x: str, y: str, title: str = "", loose: bool = False) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..prompts import InputError
+from ._features import BATCH
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def giphy(resources: str) -> Detector:
 
 
 def detector(name: str) -> Detector:
-    """A detector of your own, "my_lab.faces:detect": a function from a list of images to, for each, a list of (name,
-    confidence), the surest first.
+    """A detector of your own, "my_lab.faces:detect": a function from a list of images, so many at a time, to, for each,
+    a list of (name, confidence), the surest first.
 
     Raises:
         InputError: it cannot be imported, or is no function.
@@ -113,9 +114,13 @@ def detector(name: str) -> Detector:
         raise InputError(f"{name} is no detector: expected a function from images to (name, confidence) pairs")
 
     def look(images: Sequence[Image.Image]) -> list[list[Seen]]:
-        out = [[Seen(str(n), float(c)) for n, c in seen] for seen in tool(list(images))]
-        if len(out) != len(images):
-            raise InputError(f"{name}: expected an answer for each of {len(images)} images, got {len(out)}")
+        out: list[list[Seen]] = []
+        for k in range(0, len(images), BATCH):
+            part = [images[i] for i in range(k, min(k + BATCH, len(images)))]
+            found = [[Seen(str(n), float(c)) for n, c in seen] for seen in tool(part)]
+            if len(found) != len(part):
+                raise InputError(f"{name}: expected an answer for each of {len(part)} images, got {len(found)}")
+            out += found
         return out
 
     return look

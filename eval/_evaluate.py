@@ -8,14 +8,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..erase import Eraser
 from ..pipelines import Backbone
 from ..prompts import Concept, InputError, Prompt, World
+from ._collect import clear, collect
 from ._evaluator import Case, Evaluator, choose
-from ._gallery import Gallery, Sampling, check_place, check_remembered, draw, record, sampling, size
+from ._gallery import MANIFEST, PLAN, Gallery, Sampling, check_place, check_remembered, draw, record, sampling, size
 from ._judge import UNMEASURED, Judges, Verdict
 from ._judge import judges as own_judges
 from ._score import NotApplicable, Score
+from ._spool import Gathered, Spool, Unkept
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Control:
         self.how = how or protocol_sampling(self.world, backbone)
         if self.how.noise != "image":
             raise InputError("--noise sequence needs the whole answer set in its order: `erasers draw`, then `score`")
-        self._done: dict[Prompt, tuple[Any, str, str]] = {}
+        self._done: dict[Prompt, tuple[tuple[Sequence[Image.Image], int], str, str]] = {}
 
     def plan(self, concept: Concept) -> list[Prompt]:
         """The prompts that score one erased concept."""
@@ -92,17 +96,69 @@ class Control:
             return rows
         return [*self.world.answers(), *(p for p in rows if p.role != "grid")]
 
-    def side(self, prompts: Sequence[Prompt]) -> tuple[Gallery, Verdict]:
-        """Gallery and verdict of these prompts; what was drawn before is not drawn again."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._done]
-        if new:
-            gallery = draw(self.backbone, new, how=self.how, label="control")
-            seen = self.judges.look(gallery.images)
-            self._done |= {p: row for p, *row in zip(new, gallery.images, seen.objects, seen.styles, strict=True)}  # type: ignore[misc]
-        rows = [self._done[p] for p in prompts]
-        manifest = record(self.backbone, [], self.how)
-        images, objects, styles = zip(*rows, strict=True)
-        return Gallery(tuple(prompts), images, manifest), Verdict(objects, styles)
+    def side(self, prompts: Sequence[Prompt], *, pictures: bool = True) -> tuple[Gallery, Verdict]:
+        """Gallery and verdict of these prompts; what was drawn before is not drawn again.
+
+        Args:
+            prompts: what to draw.
+            pictures: whether the gallery's images are looked at; without them the verdict alone is kept.
+        """
+        if new := self._missing(prompts, pictures):
+            self._add(*self._drawn(new, pictures))
+        return self._gathered(prompts, record(self.backbone, [], self.how))
+
+    def _missing(self, prompts: Sequence[Prompt], pictures: bool) -> list[Prompt]:
+        """Those that were not drawn yet, or whose pictures were let go and are now wanted."""
+
+        def lacking(p: Prompt) -> bool:
+            return p not in self._done or (pictures and isinstance(self._done[p][0][0], Unkept))
+
+        return [p for p in dict.fromkeys(prompts) if lacking(p)]
+
+    def _drawn(self, prompts: Sequence[Prompt], pictures: bool | Path) -> tuple[Gallery, Verdict]:
+        return draw_and_judge(self.backbone, prompts, how=self.how, judges=self.judges, pictures=pictures)
+
+    def _add(self, gallery: Gallery, seen: Verdict) -> None:
+        rows = zip(gallery.prompts, seen.objects, seen.styles, strict=True)
+        self._done |= {p: ((gallery.images, k), o, s) for k, (p, o, s) in enumerate(rows)}
+
+    def _gathered(self, prompts: Sequence[Prompt], manifest: dict[str, Any]) -> tuple[Gallery, Verdict]:
+        places, objects, styles = zip(*(self._done[p] for p in prompts), strict=True)
+        return Gallery(tuple(prompts), Gathered(places), manifest), Verdict(objects, styles)
+
+
+def draw_and_judge(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    erasers: Sequence[Eraser] = (),
+    *,
+    how: Sampling,
+    judges: Judges,
+    pictures: bool | Path,
+) -> tuple[Gallery, Verdict]:
+    """Draw and judge batch by batch: no more than a batch of images is in memory.
+
+    Args:
+        backbone: the pipeline.
+        prompts: one image each.
+        erasers: attached together.
+        how: the sampling.
+        judges: what looks at them.
+        pictures: whether images are looked at again; then they wait in a file, else they are let go. Or a folder to
+            draw them into: a gallery begun there is finished, a finished one is judged as it is (see `collect`).
+    """
+    if isinstance(pictures, Path):
+        gallery = collect(pictures, backbone, prompts=prompts, erasers=erasers, how=how)
+        return gallery, judges.look(gallery.images)
+    watch, spool = judges.watch(), Spool() if pictures else None
+
+    def take(images: Sequence[Image.Image]) -> None:
+        watch.add(images)
+        if spool is not None:
+            spool.add(images)
+
+    gallery = draw(backbone, prompts, erasers, how=how, label="erased" if erasers else "control", take=take)
+    return gallery if spool is None else replace(gallery, images=spool), watch.verdict()
 
 
 def evaluate(
@@ -117,25 +173,27 @@ def evaluate(
     """Score forgetting and retaining, paired with the unerased model.
 
     For each erased concept: its cells with five seeds, all other cells with one, its synonyms and held-out sentences
-    (`prompts.canvas_plan`). Several erasers are attached together and scored like one.
+    (`prompts.canvas_plan`). Several erasers are attached together and scored like one. Images are judged as they are
+    drawn: they wait in a file where an evaluator looks at them or `keep` is given, and are let go otherwise.
 
     Args:
         eraser: one, or several to be attached together and scored like one.
         backbone: the pipeline they were made for.
         only: names of evaluators, or evaluators with settings of their own by name; by default all that run unasked.
         control: shares the unerased images between calls, and fixes the sampling.
-        keep: folder in which to keep both galleries, as `original` and `erased`.
-        force: replace galleries that are there already.
+        keep: folder in which to keep both galleries, as `original` and `erased`. The erased side is drawn into it, so
+            that the same call goes on where it was killed.
+        force: draw galleries anew that are there already.
 
     Raises:
-        InputError: the pipeline's world has no judges, an unknown evaluator, or prompts that a pipeline without text
-            encoders does not remember.
+        InputError: the pipeline's world has no judges, an unknown evaluator, `keep` holds other galleries, or prompts
+            that a pipeline without text encoders does not remember.
     """
     stack = [eraser] if isinstance(eraser, Eraser) else list(eraser)
     tools = only if isinstance(only, Mapping) else choose(only)
     if keep is not None:
         for side in ("original", "erased"):
-            check_place(keep / side, force)
+            _check_kept(keep / side, force)
     control = control or Control(backbone)
     world = control.world
     concepts = [_concept(c, world) for e in stack for c in e.recipe.concepts]
@@ -143,12 +201,12 @@ def evaluate(
         raise InputError("expected at least one eraser to score, got none")
     prompts = tuple(dict.fromkeys(p for c in concepts for p in control.plan(c)))
     check_remembered(backbone, prompts, [world.plan_name(c.name) for c in concepts])
-    base, seen_base = control.side(prompts)
-    gallery = draw(backbone, prompts, stack, how=control.how, label="erased")
-    seen = control.judges.look(gallery.images)
+    looked = keep is not None or any(getattr(t, "pictures", True) for t in tools.values())
+    place = looked if keep is None else keep / "erased"
+    gallery, seen = draw_and_judge(backbone, prompts, stack, how=control.how, judges=control.judges, pictures=place)
+    base, seen_base = control.side(prompts, pictures=looked)
     if keep is not None:
-        base.save(keep / "original", force=force)
-        gallery.save(keep / "erased", force=force)
+        _keep(base, keep / "original")
     erased = frozenset(c.name for c in concepts)
     by_concept = {
         c.name: {n: t.score(Case(c, erased, gallery, base, seen, seen_base, world)) for n, t in tools.items()}
@@ -166,6 +224,30 @@ def evaluate(
     }
     means = {n: mean([s[n] for s in by_concept.values()]) for n in tools}
     return Report(means, by_concept, settings, prompts, seen, seen_base)
+
+
+def _check_kept(place: Path, force: bool) -> None:
+    """Make sure a gallery can be drawn there, or gone on with. Raises `InputError`."""
+    ours = any((place / name).exists() for name in (MANIFEST, PLAN))
+    if force and ours:
+        clear(place)
+    elif not ours:
+        check_place(place, force)
+
+
+def _keep(gallery: Gallery, place: Path) -> None:
+    """Save a gallery where there is none.
+
+    Raises:
+        InputError: another one is there.
+    """
+    if not (place / MANIFEST).exists():
+        gallery.save(place, force=(place / PLAN).exists())
+        return
+    there = Gallery.open(place)
+    pairs = zip(there.images, gallery.images, strict=False)
+    if there.prompts != gallery.prompts or any(a.tobytes() != b.tobytes() for a, b in pairs):
+        raise InputError(f"{place} holds another gallery: choose another place, or draw it anew with --force")
 
 
 def judged(judges: Judges, prompts: Sequence[Prompt], base: Verdict | None) -> dict[str, Any]:

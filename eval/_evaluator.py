@@ -166,6 +166,7 @@ class Evaluator(Protocol):
     """A frozen dataclass of its own settings that turns a case into a score.
 
     A class with `default: ClassVar[bool] = False` runs only when it is asked for by name: it is slow, or needs weights.
+    One with `pictures: ClassVar[bool] = False` goes by the judges' verdicts alone: for it no images are kept.
     """
 
     higher_is_better: ClassVar[bool]

@@ -8,7 +8,7 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..erase import Eraser, Payload, check_target, write_folder
 from ..pipelines import Backbone, Values, fingerprint, some
 from ..prompts import InputError, Prompt, unknown
+from ._spool import Unkept
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
@@ -223,9 +224,18 @@ def draw(
     *,
     how: Sampling | None = None,
     label: str = "draw",
+    take: Callable[[Sequence[Image.Image]], None] | None = None,
 ) -> Gallery:
     """Draw every prompt with the given erasers on, and nothing else changed. One that draws in few steps draws so,
     whatever `how` says.
+
+    Args:
+        backbone: the pipeline.
+        prompts: one image each.
+        erasers: attached together.
+        how: the sampling; by default what suits the pipeline.
+        label: of the progress bar.
+        take: given the images of each batch as they come; the gallery itself then holds none.
 
     Raises:
         InputError: no prompts, an eraser made for another base, or two that draw in different ways.
@@ -233,7 +243,7 @@ def draw(
     if not prompts:
         raise InputError("expected at least one prompt to draw, got none")
     how = fitting(how or sampling(backbone), erasers)
-    start = time.perf_counter()
+    seconds = 0.0
     images: list[Image.Image] = []
     with ExitStack() as stack:
         for eraser in erasers:
@@ -242,7 +252,8 @@ def draw(
         noise = noises(backbone, prompts, how)
         for k in range(0, len(prompts), how.batch):
             part = prompts[k : k + how.batch]
-            images += backbone.draw(
+            start = time.perf_counter()
+            drawn = backbone.draw(
                 [p.text for p in part],
                 noise[k : k + how.batch],
                 steps=how.steps,
@@ -250,9 +261,11 @@ def draw(
                 sampler=how.sampler,
                 batch=how.batch,
             )
+            seconds += time.perf_counter() - start
+            (take or images.extend)(drawn)
             bar.update(len(part))
-    manifest = {**record(backbone, erasers, how), "seconds": round(time.perf_counter() - start, 3)}
-    return Gallery(tuple(prompts), tuple(images), manifest)
+    manifest = {**record(backbone, erasers, how), "seconds": round(seconds, 3)}
+    return Gallery(tuple(prompts), tuple(images) if take is None else Unkept(len(prompts)), manifest)
 
 
 def noises(backbone: Backbone, prompts: Sequence[Prompt], how: Sampling) -> Sequence[int | torch.Generator]:
@@ -306,7 +319,7 @@ def record(backbone: Backbone, erasers: Sequence[Eraser], how: Sampling) -> dict
     return {
         "model": backbone.name,
         "fingerprint": hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16],
-        "erasers": [{**asdict(e.recipe), "fingerprint": _payload_digest(e)} for e in erasers],
+        "erasers": [{**asdict(e.recipe), "fingerprint": payload_digest(e)} for e in erasers],
         "sampling": asdict(how),
         "precision": _precision(backbone),
     }
@@ -344,7 +357,7 @@ def _tensors(value: object, place: str = "") -> Iterator[tuple[str, torch.Tensor
         yield place, torch.tensor(value)
 
 
-def _payload_digest(eraser: Eraser) -> str:
+def payload_digest(eraser: Eraser) -> str:
     """A hash of every tensor of an eraser."""
     found = hashlib.sha256()
     for place, t in _tensors(eraser.payload):

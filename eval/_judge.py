@@ -150,9 +150,46 @@ class Judges:
         logits = self._models[domain](pixel_values=self._lenses[domain].see(images, self.device)).logits
         return [self._labels[domain][i] for i in logits.argmax(1).tolist()]
 
+    def watch(self, batch: int = 64) -> Watch:
+        """Judges images as they come; see `Watch`."""
+        return Watch(self, batch)
+
     def record(self) -> dict[str, Any]:
         """Which judges these are and how often they are right on real images, as far as it is known."""
         return {domain: _record(folder) for domain, folder in self.folders.items()}
+
+
+class Watch:
+    """Judges images as they come, so many at a time: the verdict is that of `Judges.look` on all of them at once, and
+    less than a batch waits in memory.
+    """
+
+    def __init__(self, judges: Judges, batch: int) -> None:
+        self._judges, self._batch = judges, batch
+        self._waiting: list[Image.Image] = []
+        self._seen: tuple[list[str], list[str]] = [], []
+
+    def add(self, images: Sequence[Image.Image]) -> None:
+        """More images, in their order."""
+        self._waiting += images
+        while len(self._waiting) >= self._batch:
+            self._look()
+
+    def _look(self) -> None:
+        part, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+        seen = self._judges.look(part, self._batch)
+        for names, more in zip(self._seen, (seen.objects, seen.styles), strict=True):
+            names += more
+
+    def verdict(self) -> Verdict:
+        """On all of them.
+
+        Raises:
+            InputError: there were none.
+        """
+        if self._waiting or not self._seen[0]:
+            self._look()
+        return Verdict(tuple(self._seen[0]), tuple(self._seen[1]))
 
 
 def _load(folder: Path, domain: str, device: torch.device) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..prompts import InputError, Prompt, canvas, canvas_plan
+from ..prompts import CANVAS, WORLDS, InputError, Prompt, World
 from ._evaluator import Case, find
 from ._gallery import Gallery
 from ._judge import Verdict
@@ -43,9 +43,15 @@ class Difference:
         return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def plan_of(concept: str) -> tuple[Prompt, ...]:
-    """What is drawn for a Canvas concept or a stack "a+b", in the order of a row's hits."""
-    return tuple(dict.fromkeys(p for name in concept.split("+") for p in canvas_plan(canvas.find(name))))
+def plan_of(concept: str, world: World = CANVAS) -> tuple[Prompt, ...]:
+    """What is drawn for a concept or a stack "a+b", in the order of a row's hits."""
+    return tuple(dict.fromkeys(p for name in concept.split("+") for p in world.plan(world.find(name))))
+
+
+def world_of(row: Row) -> World | None:
+    """Whose concepts a row is about; None where they are of no world known here."""
+    world = WORLDS.get(row.get("world", CANVAS.name))
+    return world if world and all(n in world.concepts for n in row["concept"].split("+")) else None
 
 
 def hits(report: Report, control: bool = False) -> dict[str, str]:
@@ -77,8 +83,8 @@ def comparable(rows: Iterable[Row]) -> dict[tuple[str, int], Row]:
     """The rows that hold a verdict of each image, by concept and seed."""
     out = {}
     for row in rows:
-        if row["hits"] and canvas.split(row["concept"]):
-            size = len(plan_of(row["concept"]))
+        if row["hits"] and (world := world_of(row)):
+            size = len(plan_of(row["concept"], world))
             if all(len(row["hits"][d]) == size for d in DOMAINS):
                 out[row["concept"], row["seed"]] = row
     return out
@@ -99,7 +105,7 @@ def paired(a: Iterable[Row], b: Iterable[Row], *, only: Sequence[str] = JUDGED) 
         InputError: no concept and seed in common among the rows that hold a verdict of each image.
     """
     left, right = comparable(a), comparable(b)
-    common = [k for k in left if k in right]
+    common = [k for k in left if k in right and world_of(left[k]) == world_of(right[k])]
     if not common:
         raise InputError(
             "the two have no concept and seed in common with a verdict of each image: score both on the same concepts"
@@ -109,11 +115,13 @@ def paired(a: Iterable[Row], b: Iterable[Row], *, only: Sequence[str] = JUDGED) 
         tool = find(name)()
         found: dict[str, list[Any]] = {}
         for concept, seed in common:
-            prompts = plan_of(concept)
+            world = world_of(left[concept, seed]) or CANVAS
+            prompts = plan_of(concept, world)
             gallery = Gallery(prompts, (), {})
             mine, other = (verdict(side[concept, seed]["hits"], prompts) for side in (left, right))
             for part in concept.split("+"):
-                case = Case(canvas.find(part), frozenset(concept.split("+")), gallery, gallery, mine, other)
+                gone = frozenset(concept.split("+"))
+                case = Case(world.find(part), gone, gallery, gallery, mine, other, world)
                 score = tool.score(case)
                 if not isinstance(score, NotApplicable):
                     found.setdefault(concept, []).append(score)

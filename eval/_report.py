@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,13 +18,25 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..erase import check_target, write_text
-from ..prompts import InputError, canvas
+from ..prompts import CANVAS, InputError
 from ._benchmark import RECORD, rows_of
-from ._cells import Row, key_of, slug
+from ._cells import Cells, Row, import_rows, key_of, slug
 from ._charts import Point, frontier, grid_of, heat_map
 from ._grid import grid, save_image
-from ._paired import DOMAINS, JUDGED, comparable, plan_of
-from ._table import BALANCE, COLUMNS, CONTROLS, ORIGINAL, columns_of, leaderboard, table, title, warnings_of
+from ._paired import DOMAINS, JUDGED, comparable, plan_of, world_of
+from ._table import (
+    BALANCE,
+    COLUMNS,
+    CONTROLS,
+    GAP,
+    ORIGINAL,
+    gap_of,
+    leaderboard,
+    split,
+    table,
+    title,
+    warnings_of,
+)
 
 TEMPLATE = Path(__file__).with_name("_report.html")
 SIDE = 128
@@ -31,11 +44,11 @@ SIDE = 128
 LIBRARIES = ("erasers", "torch", "diffusers", "transformers", "peft", "pandas", "pyarrow", "numpy", "pillow")
 
 
-def report(folder: Path, out: Path, *, figures: Path | None = None, force: bool = False) -> Path:
-    """Write the report of a benchmark's folder.
+def report(source: Path | Sequence[Path], out: Path, *, figures: Path | None = None, force: bool = False) -> Path:
+    """Write the report of a benchmark's folder, or of results files.
 
     Args:
-        folder: what `benchmark` filled.
+        source: what `benchmark` filled; or files of rows (`docs/results/*.jsonl`), one or several.
         out: the `.html` file.
         figures: folder for the same charts and grids as files, for other documents.
         force: replace `out`.
@@ -43,6 +56,18 @@ def report(folder: Path, out: Path, *, figures: Path | None = None, force: bool 
     Raises:
         InputError: no cells, a picture that cannot be read, or a place that cannot be written.
     """
+    files = [source] if isinstance(source, Path) else list(source)
+    if len(files) == 1 and files[0].is_dir():
+        return _written(files[0], files[0].resolve().name, out, figures, force)
+    if folders := [f for f in files if f.suffix != ".jsonl"]:
+        raise InputError(f"expected a benchmark's folder, or files of rows (.jsonl), got {folders[0]}")
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            import_rows(file, Cells(Path(folder)))
+        return _written(Path(folder), ", ".join(f.stem for f in files), out, figures, force)
+
+
+def _written(folder: Path, name: str, out: Path, figures: Path | None, force: bool) -> Path:
     if out.suffix.lower() != ".html":
         raise InputError(f"--out: expected a file name ending in .html, got {str(out)!r}")
     check_target(out, force)
@@ -53,13 +78,14 @@ def report(folder: Path, out: Path, *, figures: Path | None = None, force: bool 
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=folder.resolve().name,
+        name=name,
         notes=warnings_of(rows, frame, boards),
         boards=[_board(b) for b in boards],
         frontiers=[Markup(svg) for svg in _frontiers(rows, boards).values()],
         matrices=[Markup(svg) for svg in _matrices(rows).values()],
         galleries=_galleries(rows, folder),
         columns=list(COLUMNS),
+        gap=GAP,
         lines=_lines(frame),
         entries=_entries(rows),
         record=_record(folder),
@@ -78,7 +104,7 @@ def report(folder: Path, out: Path, *, figures: Path | None = None, force: bool 
 
 def _board(board: Mapping[str, Any]) -> dict[str, Any]:
     """A board as the template wants it: cells are (text, sort key, words on hovering)."""
-    names = columns_of(board)
+    ranked, others = split(board)
 
     def cell(s: Mapping[str, Any] | None) -> tuple[str, float | str, str]:
         if s is None:
@@ -89,7 +115,13 @@ def _board(board: Mapping[str, Any]) -> dict[str, Any]:
         return f"{s['mean']:.1f}{interval}", s["mean"], words
 
     entries = [
-        {**e, "cells": [cell(e["scores"].get(n)) for n in names], "concepts": len(board["concepts"])}
+        {
+            **e,
+            "ranked": [cell(e["scores"].get(n)) for n in ranked],
+            "others": [cell(e["scores"].get(n)) for n in others],
+            "concepts": len(board["concepts"]),
+            "gap": (gap_of(e["scores"]), _away(e["scores"])),
+        }
         for e in board["entries"]
     ]
     pairs = [
@@ -101,7 +133,21 @@ def _board(board: Mapping[str, Any]) -> dict[str, Any]:
         }
         for p in board["paired"]
     ]
-    return {"title": title(board), "names": names, "concepts": board["concepts"], "entries": entries, "pairs": pairs}
+    names = {"ranked": ranked, "others": others}
+    return {
+        "title": title(board),
+        "judges": board["judges"],
+        **names,
+        "concepts": board["concepts"],
+        "entries": entries,
+        "pairs": pairs,
+    }
+
+
+def _away(scores: Mapping[str, Mapping[str, Any]]) -> float | str:
+    """How far from the retrained model, to sort by: mean distance of UA, IRA and CRA."""
+    gaps = [scores[n]["gap"] for n in BALANCE if n in scores and scores[n]["gap"] is not None]
+    return sum(abs(g) for g in gaps) / len(gaps) if len(gaps) == len(BALANCE) else ""
 
 
 def _difference(d: Mapping[str, Any] | None) -> tuple[str, float | str, str]:
@@ -228,13 +274,13 @@ def _control_hits(row: Row) -> dict[str, str] | None:
 
 
 def changes(row: Row) -> list[tuple[str, str, float, float]]:
-    """Of each grid image of a Canvas cell: object, style, and the change (1, 0, -1) of either judge's verdict."""
-    before = _control_hits(row)
-    if before is None:
+    """Of each grid image of a cell: object, style, and the change (1, 0, -1) of either judge's verdict."""
+    before, world = _control_hits(row), world_of(row)
+    if before is None or world is None:
         return []
     sides = [[int(a) - int(b) for a, b in zip(row["hits"][d], before[d], strict=True)] for d in DOMAINS]
-    grid_rows = [k for k, p in enumerate(plan_of(row["concept"])) if p.role == "grid"]
-    plan = plan_of(row["concept"])
+    plan = plan_of(row["concept"], world)
+    grid_rows = [k for k, p in enumerate(plan) if p.role == "grid"]
     return [(plan[k].object, plan[k].style, sides[0][k], sides[1][k]) for k in grid_rows]
 
 
@@ -267,12 +313,13 @@ def _by_entry(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _matrices(rows: Sequence[Row], loose: bool = False) -> dict[str, str]:
     """Per entry: erased concept x concept asked for."""
     out = {}
-    asked = list(canvas.CONCEPTS)
     for name, part in _by_entry(rows).items():
+        asked = list((world_of(part[0]) or CANVAS).concepts)
         found = erased_by_asked(part)
         erased = [c for c in dict.fromkeys([*asked, *(r["concept"] for r in part)]) if any(k[0] == c for k in found)]
         if erased:
-            out[name] = heat_map(grid_of(found, erased, asked), erased, asked, title=name, loose=loose)
+            words = f"{name}: rows erased, columns asked for" if loose else name
+            out[name] = heat_map(grid_of(found, erased, asked), erased, asked, title=words, loose=loose)
     return out
 
 
@@ -294,17 +341,24 @@ def _gallery(model: str, concept: str, part: Sequence[Row], folder: Path) -> dic
     columns = [ORIGINAL, *(f"{r['method']} {r['digest']} seed {r['seed']}" for r in pictured)]
     gone = set(concept.split("+"))
     lines = []
-    for k, first in enumerate(pictured[0]["pictures"] if pictured else []):
-        images = [_cell(first, "original", "saw_original", folder, None)]
-        images += [_cell(r["pictures"][k], "file", "saw", folder, gone) for r in pictured]
+    drawn = [{_which(p): p for p in r["pictures"]} for r in pictured]
+    for first in pictured[0]["pictures"] if pictured else []:
+        images: list[dict[str, str] | None] = [_cell(first, "original", "saw_original", folder, None)]
+        mine = (d.get(_which(first)) for d in drawn)
+        images += [None if p is None else _cell(p, "file", "saw", folder, gone) for p in mine]
         lines.append({"text": first["text"], "seed": first["seed"], "asks": first["asks"], "images": images})
     maps = []
-    objects, styles = ([c.name for c in s] for s in (canvas.OBJECTS, canvas.STYLES))
+    objects, styles = ((world_of(part[0]) or CANVAS).names(d) for d in DOMAINS)
     for row in part:
         if comparable([row]) and (found := object_by_style(row)):
             label = f"{row['method']} {row['digest']} seed {row['seed']}"
             maps.append(Markup(heat_map(grid_of(found, styles, objects), styles, objects, title=label, cell=11)))
     return {"title": f"{model}: {concept}", "columns": columns, "lines": lines, "maps": maps}
+
+
+def _which(picture: Row) -> tuple[str, int]:
+    """What tells one picture of a cell from another: rows of elsewhere may show other ones."""
+    return picture["text"], picture["seed"]
 
 
 def _cell(picture: Row, file: str, saw: str, folder: Path, gone: set[str] | None) -> dict[str, str]:
@@ -347,14 +401,19 @@ def _figures(rows: Sequence[Row], boards: Sequence[Mapping[str, Any]], folder: P
         if row["pictures"]:
             groups.setdefault((row["model"], row["concept"]), []).append(row)
     for (model, concept), part in groups.items():
-        first = part[0]["pictures"]
         gone = set(concept.split("+"))
+        both = [set(map(_which, r["pictures"])) for r in part]
+        first = [p for p in part[0]["pictures"] if all(_which(p) in b for b in both)]
+        if not first:
+            continue
         columns = {ORIGINAL: [_open_picture(folder / p["original"]) for p in first]}
         marks: dict[str, list[bool | None]] = {}
         for row in part:
             name = f"{row['method']} {row['digest']}" + (f" seed {row['seed']}" if row["seed"] else "")
-            columns[name] = [_open_picture(folder / p["file"]) for p in row["pictures"]]
-            states = [_cell(p, "file", "saw", folder, gone)["state"] for p in row["pictures"]]
+            mine = {_which(p): p for p in row["pictures"]}
+            shown = [mine[_which(p)] for p in first]
+            columns[name] = [_open_picture(folder / p["file"]) for p in shown]
+            states = [_cell(p, "file", "saw", folder, gone)["state"] for p in shown]
             marks[name] = [None if s == "" else s == "good" for s in states]
         labels = [f"{p['text']} ({p['seed']})" for p in first]
         sheet = grid(columns, labels, cell=96, title=f"{model}: {concept} erased", marks=marks)

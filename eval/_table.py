@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..erase import write_text
-from ..prompts import InputError, canvas
+from ..prompts import CANVAS, WORLDS, InputError, World, canvas
 from ._cells import Row
 from ._evaluator import evaluators, find
 from ._paired import comparable, paired
@@ -37,6 +37,8 @@ COLUMNS: dict[str, str] = {
     "change_low": "Float64",
     "change_high": "Float64",
     "unit": "string",
+    "judge_real": "Float64",
+    "judge_unerased": "Float64",
     "not_applicable": "string",
     "seconds": "Float64",
     "extra_mb": "Float64",
@@ -49,25 +51,28 @@ TIMES = ("seconds", "extra_mb")
 """Columns that differ between two runs of the same benchmark."""
 ORIGINAL = "original"
 RETRAINED = "retrained"
-CONTROLS = (ORIGINAL, "random", "gradient_ascent", "anchor_finetune")
+GAP = "gap to retrained"
+CONTROLS = (ORIGINAL, "untrained", "random", "gradient_ascent", "anchor_finetune")
 """What is no method of erasing; first in every table."""
 BALANCE = ("ua", "ira", "cra")
 """What is ranked by: their harmonic mean, which is low as soon as one of them is."""
 FEW_CONCEPTS, FEW_IMAGES = 5, 30
 READ_IT = (
     "Mean over the concepts that all entries of a board have, [95 % interval: bootstrap over concepts, no width where "
-    "all concepts agree], (worst concept, and the gap to the model retrained without it if there is one). In italics "
+    "all concepts agree], (worst concept). In italics "
     "what is no method: the unerased original, controls, the retrained model. `harmonic` is the harmonic mean of UA, "
-    "IRA and CRA; methods are ranked by it. `settings` is a digest of all settings; leaderboard.json has them in words."
+    "IRA and CRA; methods are ranked by it. `gap to retrained` is UA, IRA and CRA minus those of the model retrained "
+    "without the concept, over the concepts for which there is one (their number), and - where there is none. "
+    "`settings` is a digest of all settings; leaderboard.json has them in words."
 )
 
 Entry = tuple[str, str]
 """A method and the digest of its settings."""
 
 
-def domain(concept: str) -> str:
-    """Either "object" or "style", "both" for a stack of both, "" for what is no Canvas concept."""
-    kinds = {canvas.CONCEPTS[n].kind if n in canvas.CONCEPTS else "" for n in concept.split("+")}
+def domain(concept: str, world: World = CANVAS) -> str:
+    """Either "object" or "style", "both" for a stack of both, "" for what is no concept of the world."""
+    kinds = {world.domain(n) if n in world.concepts else "" for n in concept.split("+")}
     return "both" if len(kinds) > 1 else kinds.pop()
 
 
@@ -93,30 +98,45 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def _lines(row: Row) -> list[Row]:
+    world = WORLDS.get(row.get("world", CANVAS.name))
     same = {
         "model": row["model"],
         "method": row["method"],
         "settings": row["digest"],
         "concept": row["concept"],
-        "domain": domain(row["concept"]),
-        "split": canvas.split(row["concept"]),
+        "domain": domain(row["concept"], world) if world else "",
+        "split": _split(row),
         "seed": row["seed"],
         **{k: row[k] for k in ("seconds", "extra_mb", "bytes")},
     }
     figures = ("value", "n", "low", "high", "control", "change", "change_low", "change_high", "unit")
-    better = {n: getattr(find(n), "higher_is_better", None) for n in row["scores"] if n in evaluators()}
+    tools = {n: find(n) for n in row["scores"] if n in evaluators()}
+    better = {n: getattr(t, "higher_is_better", None) for n, t in tools.items()}
+    judges = {"judge_real": _weaker(row.get("judge_real")), "judge_unerased": _weaker(row.get("judge"))}
+    by_judges = {n for n, t in tools.items() if getattr(t, "pictures", True) is False}
     return [
         same
         | {"evaluator": n, "higher_is_better": better.get(n), "not_applicable": s.get("reason")}
         | {f: s.get(f) for f in figures}
+        | {c: v if n in by_judges else None for c, v in judges.items()}
         for n, s in sorted(row["scores"].items())
     ]
+
+
+def _split(row: Row) -> str:
+    """Either "dev" or "held-out"; only Canvas' concepts are parted so."""
+    return canvas.split(row["concept"]) if row.get("world", CANVAS.name) == CANVAS.name else ""
+
+
+def _weaker(judges: Mapping[str, float] | None) -> float | None:
+    """Accuracy of the weaker of both judges, if both are known."""
+    return min(judges.values()) if judges and len(judges) == 2 else None
 
 
 def _originals(frame: pd.DataFrame) -> pd.DataFrame:
     """The unerased control's own rows: one per model, concept and evaluator."""
     keys = ["model", "concept", "evaluator"]
-    same = ["domain", "split", "higher_is_better", "n", "unit", "share"]
+    same = ["domain", "split", "higher_is_better", "n", "unit", "judge_real", "judge_unerased", "share"]
     known = frame[frame["control"].notna() & frame["value"].notna()]
     known = known.assign(share=[_is_share(*v) for v in zip(known.value, known.n, known.low, known.high, strict=True)])
     out = known.groupby(keys, sort=False, as_index=False).agg({**{c: "first" for c in same}, "control": "mean"})
@@ -241,7 +261,29 @@ def _board(part: pd.DataFrame, rows: Sequence[Row], about: dict[str, Any]) -> di
             line[cost] = _number(shared.groupby("concept")[cost].mean().mean()) if len(shared) else None
         lines.append(line)
     lines.sort(key=_place)
-    return {**about, "concepts": common, "entries": lines, "paired": _against_first(lines, rows, about, common)}
+    return {
+        **about,
+        "concepts": common,
+        "judges": _judges([r for r in rows if r["model"] == about["model"] and r["concept"] in common]),
+        "entries": lines,
+        "paired": _against_first(lines, rows, about, common),
+    }
+
+
+def _judges(rows: Sequence[Row]) -> str:
+    """How often the judges were right on real images and on unerased ones, in words; and of how many cells that is
+    known.
+    """
+    words = []
+    for what, key in (("real images", "judge_real"), ("the unerased model's images", "judge")):
+        known = [r[key] for r in rows if r.get(key) and len(r[key]) == 2]
+        if known:
+            least = [min(k[d] for k in known) for d in ("object", "style")]
+            of = "" if len(known) == len(rows) else f" (known of {len(known)} of {len(rows)} cells)"
+            words.append(f"on {what} in {least[0]:.1f} / {least[1]:.1f} %{of}")
+        else:
+            words.append(f"on {what}: not recorded")
+    return "The judges of objects / styles are right, at least: " + "; ".join(words) + "."
 
 
 def _measured(values: pd.DataFrame) -> set[str]:
@@ -329,13 +371,13 @@ def best(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     Raises:
         InputError: no dev concepts, or several models, which may want different settings.
     """
-    dev = [r for r in rows if canvas.split(r["concept"]) == "dev"]
+    dev = [r for r in rows if _split(r) == "dev"]
     if not dev:
         raise InputError("no dev concepts among the cells: settings are chosen with `erasers benchmark --split dev`")
     if len(models := sorted({r["model"] for r in dev})) > 1:
         raise InputError(f"expected cells of one model to choose settings by, got {', '.join(models)}")
     out = {}
-    for method in dict.fromkeys(r["method"] for r in dev if r["method"] not in CONTROLS):
+    for method in dict.fromkeys(r["method"] for r in dev if r["method"] not in (*CONTROLS, RETRAINED)):
         own = [r for r in dev if r["method"] == method]
         boards = leaderboard(own)
         board = ([b for b in boards if not b["stacks"]] or boards)[-1]  # the last: what all settings have
@@ -390,19 +432,21 @@ def markdown(boards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
 def _section(board: Mapping[str, Any]) -> list[str]:
     if not board["concepts"]:
         return ["No concept that all entries have."]
-    names = columns_of(board)
+    ranked, others = split(board)
+    heads = ["method", "settings", *ranked, "harmonic", GAP, *others, "s", "MB", "KB"]
     lines = [
-        f"{len(board['concepts'])} concept(s): {', '.join(board['concepts'])}.",
+        f"{len(board['concepts'])} concept(s): {', '.join(board['concepts'])}. {board['judges']}",
         "",
-        "| method | settings | " + " | ".join([*names, "harmonic", "s", "MB", "KB"]) + " |",
-        "|---|---|" + "---:|" * (len(names) + 4),
+        "| " + " | ".join(heads) + " |",
+        "|---|---|" + "---:|" * (len(heads) - 2),
     ]
     for e in board["entries"]:
-        figures = [_cell(e["scores"].get(n)) for n in names]
+        first, more = ([_cell(e["scores"].get(n)) for n in names] for names in (ranked, others))
         costs = [_plain(e["seconds"], 1), _plain(e["extra_mb"], 0), _plain(e["bytes"] and e["bytes"] / 1e3, 0)]
         whole = "-" if e["harmonic"] is None else f"{e['harmonic']:.1f}"
         name = f"*{e['method']}*" if e["role"] != "method" else e["method"]
-        lines.append("| " + " | ".join([name, e["settings"], *figures, whole, *costs]) + " |")
+        cells = [name, e["settings"], *first, whole, gap_of(e["scores"]), *more, *costs]
+        lines.append("| " + " | ".join(cells) + " |")
     if board["paired"]:
         lines += ["", "Image by image, the same prompts and seeds (a minus b, percent points):", ""]
         lines += ["| a | b | " + " | ".join(BALANCE) + " | concepts |", "|---|---|" + "---:|" * (len(BALANCE) + 1)]
@@ -413,19 +457,29 @@ def _section(board: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def columns_of(board: Mapping[str, Any]) -> list[str]:
-    """The evaluators of a board, those it is ranked by first."""
-    there = {n for e in board["entries"] for n in e["scores"]}
-    return [*(n for n in BALANCE if n in there), *sorted(there - set(BALANCE))]
+def split(board: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The evaluators of a board: those it is ranked by, and the others; of those that a method has, where there are
+    methods.
+    """
+    methods = [e for e in board["entries"] if e["role"] == "method"]
+    there = {n for e in methods or board["entries"] for n in e["scores"]}
+    return [n for n in BALANCE if n in there], sorted(there - set(BALANCE))
+
+
+def gap_of(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """UA, IRA and CRA minus the retrained model's, and of how many concepts; "-" where none was retrained."""
+    known = [scores[n] for n in BALANCE if n in scores and scores[n]["gap"] is not None]
+    if len(known) < len(BALANCE):
+        return "-"
+    return ", ".join(f"{s['gap']:+.1f}" for s in known) + f" ({min(s['gap_concepts'] for s in known)})"
 
 
 def _cell(s: Mapping[str, Any] | None) -> str:
     if s is None:
         return "-"
     interval = "" if s["low"] is None else f" [{s['low']:.1f}, {s['high']:.1f}]"
-    more = [] if s["worst"] == s["mean"] else [f"{s['worst']:.1f} {s['worst_concept']}"]
-    more += [] if s["gap"] is None else [f"gap {s['gap']:+.1f}"]
-    return f"{s['mean']:.1f}{interval}" + (f" ({', '.join(more)})" if more else "")
+    worst = "" if s["worst"] == s["mean"] else f" ({s['worst']:.1f} {s['worst_concept']})"
+    return f"{s['mean']:.1f}{interval}{worst}"
 
 
 def _difference(d: Mapping[str, Any] | None) -> str:

@@ -24,6 +24,7 @@ class CRA:
     photo: bool = True
 
     higher_is_better: ClassVar[bool] = True
+    pictures: ClassVar[bool] = False
     about: ClassVar[str] = (
         "Cross-domain retain accuracy: judge accuracy for the other domain on prompts without the concept."
     )

@@ -45,6 +45,11 @@ class HO:
         if self.soft and self.by == "judge":
             raise InputError("soft: judges give no probabilities; leave it out, or take by=clip")
 
+    @property
+    def pictures(self) -> bool:
+        """Whether images are looked at, not their verdicts alone."""
+        return self.by != "judge"
+
     def score(self, case: Case) -> Score | NotApplicable:
         """Beside the unerased model's own, on the same prompts and seeds."""
         sets = {"erased": case.targets(), "kept": case.others(), "synonyms": case.targets("synonym")}

@@ -14,6 +14,7 @@ class HeldOutUA:
     """as UA, on held-out templates (UnlearnCanvas, arXiv 2402.11846), in percent."""
 
     higher_is_better: ClassVar[bool] = True
+    pictures: ClassVar[bool] = False
     about: ClassVar[str] = "Unlearning accuracy in sentences that were used neither in training nor by any method."
 
     def score(self, case: Case) -> Score | NotApplicable:

@@ -14,6 +14,7 @@ class InPrompt:
     """acc of the other domain on prompts of X (UnlearnCanvas, arXiv 2402.11846), in percent."""
 
     higher_is_better: ClassVar[bool] = True
+    pictures: ClassVar[bool] = False
     about: ClassVar[str] = (
         "In-prompt retain: judge accuracy for the other domain on the prompts that do name the concept."
     )

@@ -22,6 +22,7 @@ class IRA:
     photo: bool = True
 
     higher_is_better: ClassVar[bool] = True
+    pictures: ClassVar[bool] = False
     about: ClassVar[str] = (
         "In-domain retain accuracy: judge accuracy for the concept's own domain on prompts without it."
     )

@@ -14,6 +14,7 @@ class Neighbours:
     """IRA on the concept's neighbours alone, in percent."""
 
     higher_is_better: ClassVar[bool] = True
+    pictures: ClassVar[bool] = False
     about: ClassVar[str] = "Neighbour accuracy: judge accuracy for the concept's look-alikes, the first to suffer."
 
     def score(self, case: Case) -> Score | NotApplicable:

@@ -14,6 +14,7 @@ class SynonymUA:
     """as UA, on the concept's other names (UnlearnCanvas, arXiv 2402.11846), in percent."""
 
     higher_is_better: ClassVar[bool] = True
+    pictures: ClassVar[bool] = False
     about: ClassVar[str] = "Unlearning accuracy when the concept is asked for under its synonyms."
 
     def score(self, case: Case) -> Score | NotApplicable:

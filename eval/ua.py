@@ -14,6 +14,7 @@ class UA:
     """UA(X) = 1 - acc(X) (UnlearnCanvas, arXiv 2402.11846), in percent."""
 
     higher_is_better: ClassVar[bool] = True
+    pictures: ClassVar[bool] = False
     about: ClassVar[str] = (
         "Unlearning accuracy: share of images asked to show the concept in which the judge does not see it."
     )

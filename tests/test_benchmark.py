@@ -1,6 +1,7 @@
 """The benchmark: cells made once whatever kills it, one tidy table, a leaderboard whose means are means."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -16,7 +17,19 @@ from cells import SCORES, cell, right, swaps
 from test_cli import run
 
 from erasers.erase import Loop
-from erasers.eval import Cells, Plan, benchmark, best, import_rows, leaderboard, paired, read_table, rows_of, table
+from erasers.eval import (
+    Cells,
+    Plan,
+    benchmark,
+    best,
+    import_rows,
+    leaderboard,
+    paired,
+    read_table,
+    rows_of,
+    table,
+    write_all,
+)
 from erasers.eval import _benchmark as machinery
 from erasers.eval._cells import PLANNED, digest, key_of, slug
 from erasers.eval._table import COLUMNS, TIMES, harmonic, markdown, warnings_of, write_table
@@ -74,6 +87,8 @@ def test_table_is_tidy(tmp_path):
     assert ua.loc[("random", 0), "gap"] == pytest.approx(0 - gold)
     assert frame[frame.concept == "star"]["gap"].isna().all()
     assert list(frame["method"].drop_duplicates()) == ["original", "random", "retrained", "uce"], "controls first"
+    assert frame["judge_unerased"].eq(100).all()
+    assert frame["judge_real"].isna().all(), "these rows do not say it"
     write_table(frame, tmp_path)
     for name in ("table.parquet", "table.csv"):
         pd.testing.assert_frame_equal(read_table(tmp_path / name), frame)
@@ -105,6 +120,20 @@ def test_committed_results_become_a_table(tmp_path):
         import_rows(tmp_path / "other.jsonl", Cells(tmp_path / "b"))
 
 
+def test_the_published_table_is_that_of_the_published_rows(tmp_path):
+    """`docs/results/all`, by the command that its page names: made anew whenever a row changes."""
+    page = (ROOT / "docs/results/README.md").read_text()
+    for name in re.findall(r"--import (docs/results/[\w-]+\.jsonl)", page):
+        import_rows(ROOT / name, Cells(tmp_path))
+    write_all(rows_of(tmp_path), tmp_path)
+    for name in ("table.csv", "leaderboard.md"):
+        assert (tmp_path / name).read_text() == (ROOT / "docs/results/all" / name).read_text(), name
+    pd.testing.assert_frame_equal(read_table(tmp_path), read_table(ROOT / "docs/results/all"))
+    shown = re.findall(r"\]\((all/[^)]+\.svg)\)", page)
+    assert len(shown) >= 2
+    assert all((ROOT / "docs/results" / name).exists() for name in shown)
+
+
 # ---------------------------------------------------------------- the leaderboard
 
 
@@ -132,6 +161,28 @@ def test_leaderboard_means_are_means_over_common_concepts():
     assert "- take care" in page
     assert "| *original* |" in page
     assert page.index("*random*") < page.index("| uce |") < page.index("| esd |")
+
+
+def test_the_judges_own_accuracy_stands_beside_the_figures():
+    """Of the weaker judge in the table, of both on the boards; nothing for what no judge gave; nothing made up."""
+    row = cell("star", swaps("star")) | {"judge": {"object": 91.0, "style": 97.0}, "judge_real": {"object": 99.5}}
+    row["scores"] = {**row["scores"], "fid": {**row["scores"]["ua"], "unit": ""}}
+    known = row | {"judge_real": {"object": 99.5, "style": 98.5}, "method": "esd"}
+    frame = table([row, known]).set_index(["method", "evaluator"])
+    for name in ("ua", "ira", "cra", "neighbours"):
+        assert frame.loc[("uce", name), "judge_unerased"] == frame.loc[("original", name), "judge_unerased"] == 91
+        assert frame.loc[("esd", name), "judge_real"] == 98.5
+        assert pd.isna(frame.loc[("uce", name), "judge_real"]), "one of two judges is not known"
+    assert frame.loc[("uce", "fid"), ["judge_real", "judge_unerased"]].isna().all()
+    page = markdown(leaderboard([row, known]), [])
+    assert (
+        "on real images in 99.5 / 98.5 % (known of 1 of 2 cells); on the unerased model's images in 91.0 / 97.0 %."
+        in page
+    )
+    silent = {k: v for k, v in row.items() if not k.startswith("judge")} | {"judge": {}}
+    assert "on real images: not recorded; on the unerased model's images: not recorded." in markdown(
+        leaderboard([silent]), []
+    )
 
 
 def test_nothing_in_common_is_said():
@@ -205,6 +256,15 @@ def reference(a, b, concept, name):
     judge = other if name == "cra" else domain
     sign = -1.0 if name == "ua" else 1.0
     return np.mean([sign * (int(a["hits"][judge][k]) - int(b["hits"][judge][k])) for k in rows]) * 100, len(rows)
+
+
+def test_what_was_retrained_is_no_method_to_choose_settings_of():
+    rows = [cell("moon", swaps("moon"), settings={"ridge": 1}), cell("moon", swaps("moon"), method="retrained")]
+    rows.append(cell("moon", lambda p: ("cup", "ink"), method="untrained"))
+    assert best(rows) == {"uce": [{"ridge": 1}]}
+    (board,) = leaderboard(rows)
+    assert [e["role"] for e in board["entries"]] == ["control", "control", "gold", "method"]
+    assert [e["method"] for e in board["entries"]][:2] == ["original", "untrained"]
 
 
 def test_paired_is_the_mean_difference_image_by_image():
@@ -340,7 +400,7 @@ def test_what_is_done_is_not_done_again(few, canvas, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.part"))
     assert not [p for p in (tmp_path / ".galleries").rglob("*") if p.is_file()]
     drawn = []
-    monkeypatch.setattr(machinery.Control, "side", lambda *a: drawn.append(a))
+    monkeypatch.setattr(machinery.Control, "_drawn", lambda *a: drawn.append(a))
     assert benchmark(plan, tmp_path, load=pytest.fail) == rows
     (tmp_path / "cells/canvas-sd" / f"random-{one['digest']}" / "star+ink-seed0.json").unlink()
     again = benchmark(plan, tmp_path, load=lambda _: canvas)

@@ -94,7 +94,7 @@ def test_control_is_drawn_once_and_neutral_on_a_zero_eraser(canvas):
         assert score.value == score.control, name
         assert (score.change, score.change_low, score.change_high) == (0, 0, 0), name
     drawn = dict(control._done)
-    control.side(canvas_plan(words.find("moon")))
+    control.side(canvas_plan(words.find("moon")), pictures=False)
     assert control._done == drawn
 
 

@@ -173,6 +173,13 @@ class TestKernels:
         assert a == pytest.approx(kid(x, y), rel=0.02)
         assert kid(x, y, subset=60) == kid(x, y, subset=1000)
 
+    def test_kid_of_a_known_shift(self):
+        """All images one point, and all of them v away: ((v.v / d + 1)^3 - 1); and 0 where v is 0."""
+        x = torch.zeros(7, 5)
+        shift = torch.tensor([1.0, 2.0, 0.0, -1.0, 3.0])
+        assert kid(x, x) == pytest.approx(0, abs=1e-12)
+        assert kid(x, x + shift) == pytest.approx((15 / 5 + 1) ** 3 - 1, rel=1e-9)
+
     def test_cmmd_against_numpy(self, features):
         for x, y in pairs(features):
             a, b = (s.double().numpy() / np.linalg.norm(s.double().numpy(), axis=1, keepdims=True) for s in (x, y))
@@ -733,6 +740,20 @@ class TestAnyPipeline:
         assert "drift: FID of" in err
         code, out, _ = run(*args, "--only", "lpips", "--set", "lpips.network=canvas", "--json")
         assert json.loads(out)["lpips"]["change"] == 0
+
+    def test_a_damaged_image_is_named_before_anything_is_measured(self, galleries, tmp_path):
+        """Also one that the metric does not look at: a gallery is whole, or nothing is said about it."""
+        from test_cli import run
+
+        for side, gallery in zip(("erased", "original"), galleries, strict=True):
+            gallery.save(tmp_path / side)
+        asked = next(k for k, p in enumerate(galleries[0].prompts) if p.concept)
+        path = sorted((tmp_path / "erased").glob("*.png"))[asked]
+        path.write_bytes(path.read_bytes()[:50])
+        args = ("compare", tmp_path / "erased", tmp_path / "original", "--only", "kid")
+        code, out, err = run(*args, "--set", f"kid.reference={tmp_path}", "--set", "kid.features=canvas-clip")
+        assert (code, out) == (2, "")
+        assert f"cannot read {path}" in " ".join(err.split())
 
 
 def test_choose_reads_settings():

@@ -18,6 +18,8 @@ from test_cli import run
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import tiny
+from erasers.app import answers as answers_commands
+from erasers.app import cli, compare
 from erasers.erase import concept, erase, filed
 from erasers.eval import (
     Case,
@@ -37,7 +39,10 @@ from erasers.eval import (
     find,
     in_sequence,
     measure,
+    plan_of,
     protocol_sampling,
+    read_table,
+    rows_of,
     score_answers,
     train_judge,
     unpack,
@@ -750,6 +755,22 @@ def test_cost():
         assert 60 <= told["peak MB"] < 200
 
 
+def test_conventions_and_judges_are_printed_below_the_scores(monkeypatch):
+    """Also the value by the other conventions: a table alone does not say by which it is counted."""
+    streams = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(cli.out, "file", streams[0])
+    monkeypatch.setattr(cli.err, "file", streams[1])
+    case = hand_made("Van Gogh", TestConventions.see)
+    compare.show("by hand", {n: find(n)().score(case) for n in ("ua", "ira")})
+    real = {"object": {"value": 98.5, "n": 40}, "style": "not measured"}
+    told = {"judge accuracy on real images": real, "judge accuracy on the unerased model": "not measured"}
+    answers_commands.say_judges(told)
+    text = streams[0].getvalue()
+    assert "ira: 50 styles retained, photographs among them; 98.0 by: 49 styles retained, photographs left out" in text
+    assert 'judges on real images: {"object": {"value": 98.5, "n": 40}, "style": "not measured"}' in text
+    assert "judges on unerased images: not measured" in text
+
+
 def test_commands_on_a_model_of_another_world(judges, tmp_path):
     """Erase a concept of the list, evaluate with judges of one's own, one after the other."""
     tiny.sd().save_pretrained(tmp_path / "m")
@@ -761,6 +782,7 @@ def test_commands_on_a_model_of_another_world(judges, tmp_path):
     code, out, err = run("evaluate", *both, *how)
     assert code == 0, err
     told = json.loads(out)
+    assert "judges on unerased images: {" in run("evaluate", *both, *how[:-1])[1]
     assert set(told["by_concept"]) == {"Monet", "Sea"}
     assert [c["seconds"] > 0 for c in told["settings"]["cost"]] == [True, True]
     held = [load_file(tmp_path / f"e{k}/pytorch_lora_weights.safetensors") for k in (0, 1)]
@@ -771,6 +793,43 @@ def test_commands_on_a_model_of_another_world(judges, tmp_path):
     assert [r["concept"] for r in steps["steps"]] == ["Monet", "Monet", "Sea"]
     assert steps["reports"][1]["by_concept"] == told["by_concept"]
     assert run("evaluate", *both, "--steps", 1)[0] == 2, "its world is not known without --judges"
+
+
+def test_benchmark_of_another_world(judges, tmp_path):
+    """Cells, stacks, table, report and heat maps of a user's model with a user's judges, as of Canvas'."""
+    tiny.sd().save_pretrained(tmp_path / "m")
+    model = ("benchmark", "--models", tmp_path / "m", "--methods", "uce,random", "--concepts", "Monet,van_gogh+Sea")
+    how = ("--protocol", "small", "--steps", 1, "--guidance", 1, "--only", "ua,ira,cra", "--out", tmp_path / "b")
+    code, _, err = run(*model, *how, "--judges", judges)
+    assert code == 0, err
+    rows = rows_of(tmp_path / "b")
+    assert {r["concept"] for r in rows} == {"Monet", "Van Gogh+Sea"}
+    assert {r["world"] for r in rows} == {"small"}
+    assert all(len(r["hits"][d]) == len(plan_of(r["concept"], SMALL)) for r in rows for d in ("object", "style"))
+    assert all(r["pictures"] for r in rows)
+    frame = read_table(tmp_path / "b")
+    assert dict(zip(frame["concept"], frame["domain"], strict=True)) == {"Monet": "style", "Van Gogh+Sea": "both"}
+    assert set(frame["split"]) == {""}, "only Canvas has dev concepts"
+    code, _, err = run("report", tmp_path / "b", "--out", tmp_path / "r.html", "--figures", tmp_path / "f")
+    assert code == 0, err
+    maps = [p.read_text() for p in (tmp_path / "f").glob("changes-*.svg")]
+    assert len(maps) == 2
+    assert all(f">{name}</text>" in text for text in maps for name in (*SMALL.concepts, "Van Gogh+Sea"))
+    assert "&gt;moon<" not in maps[0]
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "b/cells").rglob("*.json")}
+    assert run(*model, *how, "--judges", judges)[0] == 0
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "b/cells").rglob("*.json")}
+    judge(tmp_path / "others/object", SMALL.names("object"), 7)
+    judge(tmp_path / "others/style", SMALL.names("style"), 8)
+    for more, message in (
+        (("--judges", tmp_path / "others"), "was scored by the judges {'world': 'small'"),
+        ((), "no judges of small come with the package"),
+        (("--judges", judges, "--split", "dev"), "only Canvas' concepts are parted"),
+        (("--judges", judges, "--concepts", "Monnet"), "did you mean 'Monet'"),
+    ):
+        code, _, err = run(*model, *how, *more)
+        assert code == 2
+        assert message in " ".join(err.split()), err
 
 
 def test_canvas_judges_say_how_good_they_are(canvas):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,10 +15,11 @@ from cells import cell, right, swaps
 from PIL import Image
 from test_cli import run
 
-from erasers.eval import Cells, Point, frontier, grid, heat_map, plan_of, report, rows_of, table
+from erasers.eval import Cells, Point, frontier, grid, heat_map, leaderboard, plan_of, report, rows_of, table
 from erasers.eval._benchmark import shown
 from erasers.eval._charts import front, shade
 from erasers.eval._report import changes, erased_by_asked, object_by_style
+from erasers.eval._table import markdown
 from erasers.prompts import InputError, canvas
 
 ROOT = Path(__file__).parent.parent
@@ -156,6 +158,98 @@ def test_the_command(filled, tmp_path):
     assert run("report", filled, "--out", tmp_path / "r.html")[0] == 2, "exists already"
 
 
+def results(folder, filled, name="rows"):
+    """The cells of a benchmark as a file of rows, with its pictures beside."""
+    folder.mkdir(exist_ok=True)
+    shutil.copytree(filled / "pictures", folder / "pictures", dirs_exist_ok=True)
+    rows = rows_of(filled)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return rows
+
+
+def test_results_files_are_reported_with_the_pictures_beside_them(filled, tmp_path):
+    rows = results(tmp_path / "docs", filled)
+    code, _, err = run("report", tmp_path / "docs/rows.jsonl", "--out", tmp_path / "r.html")
+    assert code == 0, err
+    text = (tmp_path / "r.html").read_text()
+    assert "<h1>rows</h1>" in text
+    assert len(Page(text).images) == sum(len(r["pictures"]) for r in rows) * 3 // 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["docs", "r.html"], "nothing else is written"
+    code, _, err = run("report", tmp_path / "docs/rows.jsonl", filled, "--out", tmp_path / "r2.html")
+    assert code == 2
+    assert "expected a benchmark's folder, or files of rows (.jsonl)" in err
+
+
+def test_rows_without_their_pictures_have_none(filled, tmp_path):
+    """A results file is often published without them; pictures of another place are not read either."""
+    rows = results(tmp_path / "docs", filled)
+    (tmp_path / "docs" / rows[0]["pictures"][3]["file"]).unlink()
+    outside = tmp_path / "secret.png"
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(outside)
+    rows[1]["pictures"][0]["file"] = "../secret.png"
+    rows[2]["pictures"][0]["file"] = str(outside)
+    (tmp_path / "docs/rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    code, _, err = run("benchmark", "--import", tmp_path / "docs/rows.jsonl", "--out", tmp_path / "b")
+    assert code == 0, err
+    kept = {(r["method"], r["concept"]): len(r["pictures"]) for r in rows_of(tmp_path / "b")}
+    assert kept == {(r["method"], r["concept"]): 8 * (k == 3) for k, r in enumerate(rows)}
+    page = report(tmp_path / "b", tmp_path / "b.html").read_text()
+    assert len(Page(page).images) == 2 * 8
+    files = {p.name for p in (tmp_path / "b/pictures").rglob("*.png")}
+    assert len(files) == 2, "each picture once, by its pixels: here one colour a method"
+
+
+def test_committed_results_are_reported(tmp_path):
+    """All of `docs/results` as one page, whatever their rows hold."""
+    files = sorted((ROOT / "docs/results").glob("canvas-*.jsonl"))
+    text = report(files, tmp_path / "r.html", figures=tmp_path / "f").read_text()
+    assert text.count('class="sortable board"') > 3
+    assert list((tmp_path / "f").glob("changes-*.svg"))
+    assert list((tmp_path / "f").glob("frontier-*.svg"))
+
+
+def test_pictures_are_put_beside_each_other_by_prompt_and_seed(tmp_path):
+    """Rows of two releases may show other images, or the same in another order."""
+    for method, turn in (("uce", 0), ("esd", 1)):
+        row = cell("star", swaps("star"), method=method)
+        kept = pictures({**row, "method": "uce"}, swaps("star"), tmp_path)
+        row["pictures"] = [*kept[turn:], *kept[:turn]][: 8 - turn]
+        Cells(tmp_path).write(row)
+    text = report(tmp_path, tmp_path / "r.html", figures=tmp_path / "f").read_text()
+    found = re.findall(r"<tr><td class=\"word[^>]*>.*?</tr>", text[text.index('id="pictures"') :])
+    assert len(found) == 7, "as many as the first row of cells has"
+    assert all(line.count("<img") == 3 for line in found)
+    assert len(list((tmp_path / "f").glob("grid-*.png"))) == 1
+    first = cell("star", swaps("star"), method="concept_ablation")
+    Cells(tmp_path).write({**first, "pictures": pictures({**first, "method": "uce"}, swaps("star"), tmp_path)})
+    text = report(tmp_path, tmp_path / "r2.html").read_text()
+    found = re.findall(r"<tr><td class=\"word[^>]*>.*?</tr>", text[text.index('id="pictures"') :])
+    assert sorted(line.count("<img") for line in found) == [3, *[4] * 7], "one of them esd did not keep"
+
+
+def test_gap_to_the_retrained_model(tmp_path):
+    """In both leaderboards, by hand: UA 100 beside the retrained model's, over the concepts that have one."""
+    for concept in ("star", "cat"):
+        Cells(tmp_path).write(cell(concept, swaps(concept)))
+        Cells(tmp_path).write(cell(concept, right, method="random"))
+    gold = cell("star", swaps("star", every=2), method="retrained")
+    Cells(tmp_path).write(gold)
+    ua = gold["scores"]["ua"]["value"]
+    assert 0 < ua < 100
+    (board, common) = leaderboard(rows_of(tmp_path))
+    page = markdown([board], [])
+    names = next(line for line in page.splitlines() if line.startswith("| method")).split(" | ")
+    cells = {c[0].strip("| *"): c for line in page.splitlines() if (c := line.split(" | ")) and line.startswith("| ")}
+    at = names.index("gap to retrained")
+    assert cells["uce"][at] == f"{100 - ua:+.1f}, +0.0, +0.0 (1)"
+    assert cells["random"][at] == cells["original"][at] == f"{-ua:+.1f}, +0.0, +0.0 (1)"
+    assert "retrained" in {e["method"] for e in common["entries"]}
+    text = report(tmp_path, tmp_path / "r.html").read_text()
+    assert f'<td data-key="{(100 - ua) / 3}">{100 - ua:+.1f}, +0.0, +0.0 (1)</td>' in text
+    bare = markdown(leaderboard([cell("cat", swaps("cat"))]), [])
+    assert " | - | " in next(line for line in bare.splitlines() if line.startswith("| uce"))
+
+
 def test_mistakes(filled, tmp_path):
     for args, words in (
         ((tmp_path,), "holds no finished cells"),
@@ -217,6 +311,9 @@ def test_heat_map():
     words = [r[0].text for r in cells]
     assert words == ["a<b, x: -100.0", "c, x: nothing measured", "c, y: +50.0"], "no change is drawn by no cell"
     assert cells[0].get("fill") == shade(-100) == "#c0392b"
+    key = [p.get("fill") for p in root.iter("{http://www.w3.org/2000/svg}path") if p.get("fill")]
+    assert key == [shade(v) for v in (-100, -20, 0, 20, 100)], "a file of its own says what its colours mean"
+    assert "percent points" not in heat_map([[1.0]], ["a"], ["x"])
     assert shade(0) == "#ffffff"
     assert int(shade(-5)[3:5], 16) > int(shade(-50)[3:5], 16)
     with pytest.raises(InputError, match="expected 1 x 2"):
