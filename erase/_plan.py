@@ -301,17 +301,18 @@ def _encoding(backbone: Backbone, needs: Needs, speed: Speed, there: Present) ->
     """Encoding the prompts: two operations for each weight and token, the states of the layers, and the largest weight
     in few bits made whole.
     """
-    tokens = max((s[1] for s in _states(backbone)), default=77)
-    flops, width, whole = 0.0, 0, 0
+    longest = max((s[1] for s in _states(backbone)), default=77)  # of several encoders' states, one beside another
+    flops, largest, whole = 0.0, 0, 0
     for name, net in networks(backbone):
         if name.startswith("text_encoder"):
+            tokens = min(longest, getattr(net.config, "max_position_embeddings", longest))
             words = {id(m) for m in net.modules() if isinstance(m, nn.Embedding)}
             tables = sum(p.numel() for m in net.modules() if id(m) in words for p in m.parameters())
             flops += 2.0 * (sum(p.numel() for p in net.parameters()) - tables) * tokens * needs.prompts
             wide = max((m.out_features for m in net.modules() if isinstance(m, nn.Linear)), default=0)
-            width = max(width, wide * next(net.parameters()).element_size())
+            largest = max(largest, tokens * wide * next(net.parameters()).element_size())
             whole = max([whole, *(unpacked(p.how, p) for p in net.parameters() if isinstance(p, Few))])
-    memory = {"activations": 3 * min(needs.prompts, 64) * tokens * width + whole}
+    memory = {"activations": 3 * min(needs.prompts, 64) * largest + whole}
     return Part("prompts", memory, speed.seconds(flops), there.texts)
 
 
