@@ -43,12 +43,24 @@ def _flags(args: Sequence[str], default: str) -> list[str]:
     if verb in ("remember", "export", "push", "score") and gpu:
         loading.append("--device cpu")
     if verb in (*DRAWING, "erase") and not dense and not masked:
-        least = " (least: sequential)" if verb in DRAWING else ""
-        loading += [f"--offload model{least}", "--quantize bnb4"] if gpu else ["--quantize ao-int8"]
+        loading += _fewer(args, verb) if gpu else [] if _layers(args) else ["--quantize ao-int8"]
     spare = ["--vae-slicing", "--vae-tiling"] if verb in DRAWING else []
     eight = ["--optimizer adam8bit"] if training and not (dense and masked) else []
     lower = ["a lower --batch"] if verb in ("draw", "train-judge") else []
     return [*lower, *training, *loading, *spare, *eight]
+
+
+def _fewer(args: Sequence[str], verb: str) -> list[str]:
+    """On a GPU: weights that wait elsewhere, or in few bits. Layers do not wait in few bits, and nothing waits when
+    compiled.
+    """
+    least = " (least: sequential)" if verb in DRAWING and not _value(args, "--quantize") else ""
+    waits = [] if _value(args, "--compile") else [f"--offload model{least}"]
+    return [*waits, *([] if _layers(args) else ["--quantize bnb4"])]
+
+
+def _layers(args: Sequence[str]) -> bool:
+    return _value(args, "--offload") == "sequential"
 
 
 def _training(args: Sequence[str], default: str) -> tuple[list[str], bool, bool]:

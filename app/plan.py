@@ -219,8 +219,8 @@ def _show(names: str, e: Estimate, room: int | None, found: Fit | None) -> None:
         _say(f"it does not fit into {amount(room)}; add {' '.join(found.words)}: {amount(found.estimate.memory)}")
         if "--embeddings FILE" in found.words:
             _say("FILE is what `erasers remember` writes, with the flags of this command")
-        if library := extra(found.words):
-            _say(f"that needs {library}: pip install 'erasers[{library}]'")
+        if libraries := extra(found.words):
+            _say(f"that needs {' and '.join(libraries)}: pip install 'erasers[{','.join(libraries)}]'")
     else:
         heavy = amount(found.estimate.highest.weights)
         with_all = f" with {' '.join(found.words)}" if found.words else ""
@@ -228,11 +228,11 @@ def _show(names: str, e: Estimate, room: int | None, found: Fit | None) -> None:
         _say(f"it does not fit into {amount(room)}, and nothing that is counted makes it: {least}")
 
 
-def extra(words: Sequence[str]) -> str:
-    """The library that some flags need and that is not installed; "" where there is none."""
+def extra(words: Sequence[str]) -> list[str]:
+    """The libraries that some flags need and that are not installed."""
     said = " ".join(words)
-    library = "torchao" if "--quantize ao-" in said else "bitsandbytes" if "bnb" in said or "8bit" in said else ""
-    return library if library and find_spec(library) is None else ""
+    needed = {"torchao": "--quantize ao-" in said, "bitsandbytes": "bnb" in said or "8bit" in said}
+    return [n for n, asked in needed.items() if asked and find_spec(n) is None]
 
 
 def amount(size: int) -> str:

@@ -92,11 +92,16 @@ def _rank(ask: Ask, backbone: Backbone) -> Ask | None:
 def _eight_bits(ask: Ask, backbone: Backbone) -> Ask | None:
     if ask.machine.quantize != "none":
         return None
-    return replace(ask, machine=replace(ask.machine, quantize="ao-int8" if ask.machine.host else "bnb8"))
+    return replace(ask, machine=replace(ask.machine, quantize="bnb8" if _cuda(ask) else "ao-int8"))
+
+
+def _cuda(ask: Ask) -> bool:
+    """Whether bitsandbytes' layers run there."""
+    return ask.machine.place.startswith("cuda")
 
 
 def _four_bits(ask: Ask, backbone: Backbone) -> Ask | None:
-    if ask.machine.host or ask.machine.quantize == "bnb4":
+    if not _cuda(ask) or ask.machine.quantize == "bnb4":
         return None
     return replace(ask, machine=replace(ask.machine, quantize="bnb4"))
 

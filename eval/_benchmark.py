@@ -156,7 +156,8 @@ class KeptControl(Control):
         gallery, seen = self._drawn(new, begun)
         manifest = {k: v for k, v in gallery.manifest.items() if k != "seconds"}
         replace(gallery, manifest={**manifest, "seen": asdict(seen)}).save(self.folder / name, force=True)
-        shutil.rmtree(begun, ignore_errors=True)
+        for left in self.folder.glob(".*"):  # this one, and those begun for other concepts
+            shutil.rmtree(left, ignore_errors=True)
         self._look()
 
 
@@ -186,7 +187,6 @@ class _Bench:
             shutil.rmtree(kept, ignore_errors=True)
             kept.parent.mkdir(parents=True, exist_ok=True)
             galleries.replace(kept)
-        shutil.rmtree(place)
         return self._row(key, given, report) | {
             "derived": {**erasers[0].recipe.derived, "asked": self.plan.rank} if self.plan.rank is not None else {},
             "seconds": _add([t["seconds"] for t in took]),
@@ -357,6 +357,7 @@ def benchmark(
                     say(f"{what}: failed: {error}")
                     continue
                 cells.write(row)
+                shutil.rmtree(cells.folder / ".galleries" / key.place, ignore_errors=True)
             figures = {n: s["value"] for n, s in row["scores"].items() if s["value"] is not None}
             say(f"{what}: " + ", ".join(f"{n} {v:.1f}" for n, v in figures.items()))
     rows = cells.rows()
@@ -428,9 +429,11 @@ def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool)
             raise InputError(
                 f"{folder} holds images of {model} drawn with {then}, asked for is {now}: use another --out"
             )
-        if there.get("judges", mine["judges"]) != mine["judges"]:
+        # older folders do not name them: they can only have been those of a bundled pipeline's own world
+        judged_by = there.get("judges", mine["judges"] if plan.judges is None else "of the pipeline's own world")
+        if judged_by != mine["judges"]:
             raise InputError(
-                f"{folder} was scored by the judges {there['judges']}, asked for are {mine['judges']}: name the same "
+                f"{folder} was scored by the judges {judged_by}, asked for are {mine['judges']}: name the same "
                 "--judges and --protocol, or another --out"
             )
         away = distance(there["fingerprint"]["weights"], print_of["weights"])

@@ -182,7 +182,7 @@ def evaluate(
         only: names of evaluators, or evaluators with settings of their own by name; by default all that run unasked.
         control: shares the unerased images between calls, and fixes the sampling.
         keep: folder in which to keep both galleries, as `original` and `erased`. The erased side is drawn into it, so
-            that the same call goes on where it was killed.
+            that the same call goes on where it was killed; the unerased one is drawn anew unless `control` has it.
         force: draw galleries anew that are there already.
 
     Raises:
@@ -191,9 +191,6 @@ def evaluate(
     """
     stack = [eraser] if isinstance(eraser, Eraser) else list(eraser)
     tools = only if isinstance(only, Mapping) else choose(only)
-    if keep is not None:
-        for side in ("original", "erased"):
-            _check_kept(keep / side, force)
     control = control or Control(backbone)
     world = control.world
     concepts = [_concept(c, world) for e in stack for c in e.recipe.concepts]
@@ -201,6 +198,8 @@ def evaluate(
         raise InputError("expected at least one eraser to score, got none")
     prompts = tuple(dict.fromkeys(p for c in concepts for p in control.plan(c)))
     check_remembered(backbone, prompts, [world.plan_name(c.name) for c in concepts])
+    if keep is not None:
+        _ready(keep, prompts, force)
     looked = keep is not None or any(getattr(t, "pictures", True) for t in tools.values())
     place = looked if keep is None else keep / "erased"
     gallery, seen = draw_and_judge(backbone, prompts, stack, how=control.how, judges=control.judges, pictures=place)
@@ -226,28 +225,48 @@ def evaluate(
     return Report(means, by_concept, settings, prompts, seen, seen_base)
 
 
-def _check_kept(place: Path, force: bool) -> None:
-    """Make sure a gallery can be drawn there, or gone on with. Raises `InputError`."""
-    ours = any((place / name).exists() for name in (MANIFEST, PLAN))
-    if force and ours:
-        clear(place)
-    elif not ours:
-        check_place(place, force)
+def _ready(keep: Path, prompts: Sequence[Prompt], force: bool) -> None:
+    """Make sure, before anything is drawn, that both galleries can be, or gone on with; with `force`, take away those
+    that are there.
+
+    Raises:
+        InputError: something else is there.
+    """
+    sides = [keep / "original", keep / "erased"]
+    ours = [s for s in sides if (s / MANIFEST).exists() or (s / PLAN).exists()]
+    for side in sides:
+        if side not in ours:
+            check_place(side, force)
+    if not force and sides[0] in ours:
+        there = Gallery.open(sides[0])
+        if there.prompts != tuple(prompts):
+            raise InputError(f"{sides[0]} holds another gallery: choose another place, or draw it anew with --force")
+        for _ in there.images:  # one that is lost or damaged is told before hours of drawing
+            pass
+    for side in ours if force else ():
+        clear(side)
 
 
 def _keep(gallery: Gallery, place: Path) -> None:
-    """Save a gallery where there is none.
+    """Save the unerased side where there is none.
 
     Raises:
-        InputError: another one is there.
+        InputError: that of another model, or of other sampling, is there.
     """
     if not (place / MANIFEST).exists():
-        gallery.save(place, force=(place / PLAN).exists())
+        gallery.save(place)
         return
-    there = Gallery.open(place)
-    pairs = zip(there.images, gallery.images, strict=False)
-    if there.prompts != gallery.prompts or any(a.tobytes() != b.tobytes() for a, b in pairs):
-        raise InputError(f"{place} holds another gallery: choose another place, or draw it anew with --force")
+    there, mine = Gallery.open(place).manifest, gallery.manifest
+    for key in ("model", "fingerprint", "sampling"):
+        if key in there and key in mine and _drawn_as(there[key]) != _drawn_as(mine[key]):
+            raise InputError(
+                f"{place} holds another gallery (its {key} differs): choose another place, or draw it anew with --force"
+            )
+
+
+def _drawn_as(value: object) -> object:
+    """What of a manifest's entry images depend on: not how many are drawn at once."""
+    return {k: v for k, v in value.items() if k != "batch"} if isinstance(value, Mapping) else value
 
 
 def judged(judges: Judges, prompts: Sequence[Prompt], base: Verdict | None) -> dict[str, Any]:

@@ -350,6 +350,8 @@ def _tensors(value: object, place: str = "") -> Iterator[tuple[str, torch.Tensor
     elif isinstance(value, (tuple, list)):
         for k, v in enumerate(value):
             yield from _tensors(v, f"{place}/{k}")
+    elif isinstance(value, torch.nn.Module):
+        yield from _tensors(value.state_dict(), place)
     elif is_dataclass(value):
         for f in fields(value):
             yield from _tensors(getattr(value, f.name), f"{place}/{f.name}")

@@ -47,6 +47,9 @@ COLUMNS: dict[str, str] = {
     "gap": "Float64",
 }
 """The tidy table's columns and their types: one row per model, method, settings, concept, seed and evaluator."""
+
+JUDGED = ("judge_real", "judge_unerased")
+"""Of them, those that older tables lack."""
 TIMES = ("seconds", "extra_mb")
 """Columns that differ between two runs of the same benchmark."""
 ORIGINAL = "original"
@@ -189,6 +192,9 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
         frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, keep_default_na=True)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the table {file}: {error}") from error
+    for column in JUDGED:
+        if column not in frame:
+            frame[column] = float("nan")
     if lacking := [c for c in COLUMNS if c not in frame]:
         raise InputError(f"{file} is no benchmark's table: it lacks the columns {', '.join(lacking)}")
     if file.suffix == ".csv":

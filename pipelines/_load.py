@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def load(
     except (*FAILURES, SafetensorError) as error:
         if out_of_memory(error):
             raise
-        raise InputError(f"cannot load {name!r}: {_why(error, where, how)}") from error
+        told = _why(error, where, how, () if known is None else ENCODERS)
+        raise InputError(f"cannot load {name!r}: {told}") from error
     drawing = None if over is None else _distil(pipe, over.folder)
     try:
         place(pipe, device, how)
@@ -192,29 +193,31 @@ def _variants(folder: Path) -> set[str]:
     return {n[1].split("-")[0] if len(n) > 1 else "" for n in names}
 
 
-def _why(error: BaseException, where: Path, how: Loading) -> str:
-    """What went wrong in one line, with what to change."""
+def _why(error: BaseException, where: Path, how: Loading, without: Sequence[str]) -> str:
+    """What went wrong in one line, with what to change; parts that are not asked for may be missing."""
     line = first_line(error)
     if where.is_dir():
         there = _variants(where)
         if how.variant is None and there and "" not in there:
             return f"all its weights are of a variant: add --model-variant {sorted(there)[0]} ({line})"
-        if lacks := _lacking(where):
-            return f"{lacks} ({line})"
     if damaged := [e for e in causes(error) if isinstance(e, SafetensorError)]:
         told = "" if damaged[0] is error else f"{line.rstrip('.')}: "
         return f"{told}the file is damaged or cut off ({first_line(damaged[0])}); fetch it again"
+    if where.is_dir() and (lacks := _lacking(where, without)):
+        return f"{lacks} ({line})"
     hints = [f"{flag} {v}" for flag, v in (("--model-revision", how.revision), ("--model-variant", how.variant)) if v]
     return f"{line}; is {' and '.join(hints)} right?" if hints else f"{line}; --model names another"
 
 
-def _lacking(folder: Path) -> str:
+def _lacking(folder: Path, without: Sequence[str]) -> str:
     """What a pipeline folder promises in its index and does not hold, with what to do; "" if nothing is known."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
-    parts = [n for n, v in index.items() if isinstance(v, list) and v[:1] != [None] and n not in NEVER_LOADED]
+    listed = index.items() if isinstance(index, dict) else ()
+    left = (*NEVER_LOADED, *without)
+    parts = [n for n, v in listed if isinstance(v, list) and v[:1] != [None] and n not in left]
     if gone := [n for n in parts if not (folder / n).is_dir()]:
         spare = "; of text encoders --embeddings takes the place" if set(gone) <= set(ENCODERS) else ""
         return f"the folder lacks {', '.join(gone)}: save the whole pipeline, or name another with --model{spare}"

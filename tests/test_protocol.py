@@ -830,6 +830,14 @@ def test_benchmark_of_another_world(judges, tmp_path):
         code, _, err = run(*model, *how, *more)
         assert code == 2
         assert message in " ".join(err.split()), err
+    record = json.loads((tmp_path / "b/benchmark.json").read_text())
+    record["models"][str(tmp_path / "m")] = {
+        k: v for k, v in record["models"][str(tmp_path / "m")].items() if k != "judges"
+    }
+    (tmp_path / "b/benchmark.json").write_text(json.dumps(record))
+    code, _, err = run(*model, *how, "--judges", judges, "--concepts", "Monet,Sea")
+    assert code == 2
+    assert "was scored by the judges of the pipeline's own world" in err, "as folders of earlier releases"
 
 
 def test_canvas_judges_say_how_good_they_are(canvas):

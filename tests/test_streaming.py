@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import re
+import shutil
 import sys
 import weakref
 from dataclasses import dataclass, replace
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erasers.erase import erase
+from erasers.erase import Hyper, erase
+from erasers.erase._hypernet import Hypernetwork, Plan
 from erasers.eval import Case, Control, Gallery, Sampling, Score, Verdict, choose, draw, evaluate, judges
 from erasers.eval._detectors import detector
-from erasers.eval._gallery import Stored
+from erasers.eval._gallery import Stored, _tensors, size
 from erasers.eval._judge import Watch
 from erasers.eval._spool import Gathered, Spool, Unkept
 from erasers.prompts import CANVAS, InputError, canvas_grid
@@ -244,6 +246,8 @@ def test_killed_and_called_again(canvas, alive, tmp_path, monkeypatch):
             evaluate(
                 eraser, canvas, only=["ua"], **{"control": Many(canvas, how, judges=Blind()), **more}, keep=tmp_path
             )
+    for folder in (tmp_path / "original", tmp_path / "erased"):
+        assert Gallery.open(folder).prompts == again.prompts, "a refusal takes nothing away"
     call(ink, force=True)
     assert len(alive) == 8
     manifest = Gallery.open(tmp_path / "erased").manifest
@@ -300,3 +304,45 @@ def test_a_detector_is_shown_so_many_images_at_a_time(monkeypatch):
     module.detect = lambda images: [[]] * (len(images) - 1)
     with pytest.raises(InputError, match="an answer for each of 64 images, got 63"):
         detector("streaming_faces:detect")(spool)
+
+
+def test_nothing_is_lost_or_drawn_when_a_call_is_refused(canvas, alive, tmp_path, monkeypatch):
+    """With --force too: galleries go when the new ones can be drawn. A foreign or unfinished one is told at once."""
+    monkeypatch.setattr(Many, "plan", lambda self, concept: canvas_grid()[:4])
+    moon = erase("moon", canvas)
+
+    def call(**more):
+        del alive[:]
+        control = Many(canvas, HOW, judges=Blind())
+        return evaluate(moon, canvas, only=["ua"], control=control, keep=tmp_path / "kept", **more)
+
+    call()
+    files = {p: p.read_bytes() for p in sorted((tmp_path / "kept").rglob("*.*"))}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(canvas), "unencodable", lambda self, texts: list(texts))
+        with pytest.raises(InputError, match="not remembered"):
+            call(force=True)
+    assert {p: p.read_bytes() for p in sorted((tmp_path / "kept").rglob("*.*"))} == files
+    monkeypatch.setattr(Many, "plan", lambda self, concept: canvas_grid()[4:8])
+    shutil.rmtree(tmp_path / "kept/erased")
+    with pytest.raises(InputError, match="original holds another gallery"):
+        call()
+    assert not alive, "before anything is drawn"
+    (tmp_path / "kept/original/manifest.json").rename(tmp_path / "kept/original/plan.json")
+    with pytest.raises(InputError, match=r"original"):
+        call()
+    assert not alive
+
+
+def test_a_hypernetwork_is_told_by_its_weights():
+    plan = Plan((("a", 4, 3),), 5, "pooled", "compact", 2, 6, 3, 10)
+    one, other = (Hyper(Hypernetwork(plan), "sd", {}) for _ in range(2))
+    other.network.load_state_dict(one.network.state_dict())
+
+    def told(payload):
+        return [(n, t.tolist()) for n, t in _tensors(payload)]
+
+    assert told(one) == told(other)
+    next(iter(other.network.parameters())).data += 1
+    assert told(one) != told(other)
+    assert size(one) == sum(t.nbytes for t in one.network.state_dict().values())
