@@ -551,7 +551,7 @@ class TestEmbeddings:
         file.write_bytes(file.read_bytes()[:-10])
         with pytest.raises(InputError, match="no whole safetensors file"):
             Embeddings.load(file)
-        with pytest.raises(InputError, match="no whole safetensors file"):
+        with pytest.raises(InputError, match="no such file of remembered prompts"):
             Embeddings.load(tmp_path / "nowhere")
         torch.save({"a moon": torch.zeros(1)}, tmp_path / "prompts.pt")
         with pytest.raises(InputError, match="no whole safetensors file"):
