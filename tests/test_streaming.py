@@ -1,6 +1,8 @@
 """Images are judged as they are drawn: the same scores as of all of them at once, and a batch of them in memory."""
 
+import ctypes
 import errno
+import gc
 import math
 import os
 import re
@@ -175,12 +177,13 @@ def test_a_batch_is_all_that_is_in_memory(canvas, alive, only):
 
 
 def test_the_measure_sees_what_is_kept(canvas, alive):
-    """The control of the test above: a gallery in memory is seen by both of its measures, and is over its limit. (Some
-    of the images go where the process had freed memory: 189 of 225 MB were seen.)
-    """
+    """The control of the test above: a gallery in memory is seen by both of its measures."""
+    gc.collect()
+    if sys.platform == "linux":  # else images go where the process had freed memory, and it grows by less
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
     gallery = draw(canvas, canvas_grid()[:MANY], how=HOW)
     assert max(alive) == MANY - HOW.batch
-    assert not alive.above <= WEIGHT / 2
+    assert not alive.above < 0.8 * WEIGHT
     assert len(gallery.images) == MANY
 
 
