@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..erase import Eraser, Payload, check_target, write_folder
 from ..pipelines import Backbone, Values, fingerprint, some
 from ..prompts import InputError, Prompt, unknown
-from ._spool import Unkept
+from ._spool import Fetched, Unkept
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
@@ -153,7 +153,7 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Stored(Sequence[Image.Image]):
+class Stored(Fetched):
     """Images in files, read when they are asked for.
 
     Attributes:
@@ -165,14 +165,8 @@ class Stored(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self.files)
 
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
-        if isinstance(index, slice):
-            return tuple(self[k] for k in range(*index.indices(len(self))))
-        path, digest = self.files[index]
+    def fetch(self, k: int) -> Image.Image:
+        path, digest = self.files[k]
         image = read_image(path)
         if digest and pixels_digest(image) != digest:
             raise InputError(f"{path} is not the image of the manifest: draw the gallery again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -13,7 +14,24 @@ from PIL import Image
 from ..prompts import InputError
 
 
-class Spool(Sequence[Image.Image]):
+class Fetched(Sequence[Image.Image]):
+    """Pictures that are fetched one by one when they are asked for."""
+
+    @abstractmethod
+    def fetch(self, k: int) -> Image.Image:
+        """One of them."""
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
+        if isinstance(index, slice):
+            return tuple(self[k] for k in range(*index.indices(len(self))))
+        return self.fetch(index)
+
+
+class Spool(Fetched):
     """Pictures in the order they were added, in one file without a name in the place for temporary files (`TMPDIR`).
     The file is gone with the spool, or with a killed process.
     """
@@ -46,14 +64,8 @@ class Spool(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
-        if isinstance(index, slice):
-            return tuple(self[k] for k in range(*index.indices(len(self))))
-        start, mode, shape, count = self._rows[index]
+    def fetch(self, k: int) -> Image.Image:
+        start, mode, shape, count = self._rows[k]
         return Image.frombytes(mode, shape, os.pread(self._file.fileno(), count, start))
 
 
@@ -83,7 +95,7 @@ class Unkept(Sequence[Image.Image]):
 
 
 @dataclass(frozen=True)
-class Gathered(Sequence[Image.Image]):
+class Gathered(Fetched):
     """Pictures out of several places, fetched when they are asked for.
 
     Attributes:
@@ -95,12 +107,6 @@ class Gathered(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
-        if isinstance(index, slice):
-            return tuple(self[k] for k in range(*index.indices(len(self))))
-        images, k = self.places[index]
-        return images[k]
+    def fetch(self, k: int) -> Image.Image:
+        images, place = self.places[k]
+        return images[place]
