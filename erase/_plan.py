@@ -268,7 +268,9 @@ class Planner:
         memory = {**last.held, **(last.host if ask.machine.host else {})}
         turns = ((there.both, 0), (there.denoiser, drawn.peak), (there.decoder, scale.decode(n)))
         weights, memory["activations"] = max(turns, key=sum)
-        return Part("validation", memory, 20 * sheets * speed.seconds(drawn.flops, drawn.steps), weights)
+        return Part(
+            "validation", memory, 20 * sheets * speed.seconds(drawn.flops, drawn.steps, drawn.attention), weights
+        )
 
 
 WORKSPACE = (30 * MB, 5)
@@ -284,17 +286,17 @@ def networks(backbone: Backbone) -> list[tuple[str, nn.Module]]:
 
 def _part(stage: Stage, scale: Scale, speed: Speed, *, machine: Machine, there: Present) -> Part:
     """A stage's highest point and time."""
-    highest, flops, steps = stage.peak, stage.flops, 0.0
+    highest, seconds = stage.peak, speed.seconds(stage.flops)
     for call in stage.calls:
         one = scale.weigh(call.rows, call.learns, again=stage.again and call.learns is not None)
         under = sum(scale.weigh(rows, learns).held for rows, learns in call.under)
         highest = max(highest, one.peak + under)
-        flops, steps = flops + call.times * one.flops, steps + call.times * one.steps
+        seconds += call.times * speed.seconds(one.flops, one.steps, one.attention, one.backward)
     memory = {**stage.held, **(stage.host if machine.host else stage.device)}
     if highest:
         memory["activations"] = highest
     weights = {"denoiser": there.denoiser, "texts": there.texts, "both": there.both}[stage.runs]
-    return Part(stage.name, memory, stage.repeats * speed.seconds(flops, steps), weights)
+    return Part(stage.name, memory, stage.repeats * seconds, weights)
 
 
 def _encoding(backbone: Backbone, needs: Needs, speed: Speed, there: Present) -> Part:

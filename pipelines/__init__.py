@@ -8,7 +8,7 @@ from ._few import Drawing, draw_in
 from ._fingerprint import ROUNDED, SAME, distance, fingerprint
 from ._held import Values, as_offloaded, check_trainable, check_writable
 from ._hub import asking_hub
-from ._ledger import Ledger
+from ._ledger import ATTENTION_BACKWARD, Ledger, attention_flops
 from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
 from ._loading import Loading, Offload, Quantize
 from ._memory import Embeddings, some
@@ -23,6 +23,7 @@ from ._single import PICKLES
 from ._weigh import LATENTS, Learns, Pass, Scale
 
 __all__ = [
+    "ATTENTION_BACKWARD",
     "BUNDLED",
     "DTYPES",
     "LATENTS",
@@ -53,6 +54,7 @@ __all__ = [
     "activate",
     "as_offloaded",
     "asking_hub",
+    "attention_flops",
     "blueprint",
     "bypassed",
     "canvas_folder",

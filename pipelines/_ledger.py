@@ -21,6 +21,9 @@ from ._backbone import Condition
 
 META = torch.device("meta")
 
+ATTENTION_BACKWARD = 2.5
+"""Operations of attention's backward pass for each of its forward pass: fused kernels work the weights out again."""
+
 LOWERED = ("linear", "conv1d", "conv2d", "conv3d", "scaled_dot_product_attention")
 """What autocast computes in half precision, of torch.nn.functional."""
 
@@ -30,19 +33,22 @@ RAISED = ("layer_norm", "group_norm", "softmax")
 
 class _Attention(torch.autograd.Function):
     """Attention that keeps queries, keys, values, its output and one number a query, and never the matrix of weights:
-    as torch's fused kernels do on CPUs and GPUs.
+    as torch's fused kernels do on CPUs and GPUs. Its operations go to a ledger, those backward when that pass runs.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, ledger: Ledger, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.ledger = ledger
+        ledger.attention += attention_flops(q.shape, k.shape, v.shape)
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         q, k, v, _, _ = ctx.saved_tensors
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        ctx.ledger.backward += ATTENTION_BACKWARD * attention_flops(q.shape, k.shape, v.shape)
+        return None, torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int]) -> int:
@@ -68,8 +74,7 @@ def _kernels(ledger: Ledger, half: torch.dtype | None) -> Iterator[None]:
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         q, k, v = (t if t.is_meta else t.to(META) for t in (query, key, value))
-        ledger.attended(q, k, v)
-        out: Tensor = _Attention.apply(q, k, v)
+        out: Tensor = _Attention.apply(ledger, q, k, v)
         return out
 
     def casting(name: str) -> Callable[..., Any]:
@@ -124,13 +129,16 @@ class Ledger(TorchDispatchMode):
     Attributes:
         now: bytes that are there.
         peak: the most there were.
-        flops: floating point operations of matrix products, convolutions and attention.
+        flops: floating point operations of matrix products and convolutions.
+        attention: of attention's forward passes.
+        backward: of its backward passes.
         events: bytes that came (above 0) and went, in order.
     """
 
     def __init__(self, half: torch.dtype | None = None) -> None:
         super().__init__()
-        self.now = self.peak = self.flops = 0
+        self.now = self.peak = self.flops = self.attention = 0
+        self.backward = 0.0
         self.events: list[int] = []
         self._known: dict[int, weakref.ref[Any]] = {}
         self._kernels = _kernels(self, half)
@@ -151,13 +159,6 @@ class Ledger(TorchDispatchMode):
         for t in tensors:
             storage = t.untyped_storage()
             self._known[id(storage)] = weakref.ref(storage, self._forget(id(storage), 0))
-
-    def attended(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Operations of attention; of its backward pass, two and a half times as many."""
-        forward = attention_flops(q.shape, k.shape, v.shape)
-        self.flops += forward
-        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-            self.flops += forward * 5 // 2
 
     def _forget(self, key: int, size: int) -> Callable[[Any], None]:
         def gone(_ref: Any) -> None:  # noqa: ANN401

@@ -78,13 +78,17 @@ class Pass:
     """What a pass costs, forward and, where something learns, backward.
 
     Attributes:
-        flops: operations of both.
+        flops: operations of both, attention's apart.
+        attention: operations of attention, forward.
+        backward: of attention, backward.
         peak: most bytes at once beside weights, students and optimisers; gradients as they arrive included.
         held: bytes between the two: what the backward pass needs.
         steps: how many operations of torch have a result.
     """
 
     flops: int
+    attention: int
+    backward: float
     peak: int
     held: int
     steps: int
@@ -98,13 +102,19 @@ whose size this prime divides grow with the rows, and the others (casts and grad
 
 @dataclass(frozen=True)
 class _Trace:
-    """A pass as it was counted: operations; how many events come before the backward pass; and all events, bytes that
-    came (above 0) and went, in order.
+    """A pass as it was counted: operations, as in `Pass`; how many events come before the backward pass; and all
+    events, bytes that came (above 0) and went, in order.
     """
 
     flops: int
+    attention: int
+    backward: float
     half: int
     events: tuple[int, ...]
+
+    @classmethod
+    def of(cls, ledger: Ledger, half: int = 0) -> _Trace:
+        return cls(ledger.flops, ledger.attention, ledger.backward, half, tuple(ledger.events))
 
     def at(self, rows: int) -> Pass:
         """The same pass with so many rows in place of `MANY`."""
@@ -112,8 +122,9 @@ class _Trace:
         sizes = np.where(sizes % MANY == 0, sizes // MANY * rows, sizes)
         there = sizes.cumsum()
         held = int(there[self.half - 1]) if self.half else 0
-        flops = self.flops * rows // MANY
-        return Pass(flops, int(there.max(initial=0)), held, int((sizes > 0).sum()))
+        flops, attention = (n * rows // MANY for n in (self.flops, self.attention))
+        backward = self.backward * rows / MANY
+        return Pass(flops, attention, backward, int(there.max(initial=0)), held, int((sizes > 0).sum()))
 
 
 class Scale:
@@ -150,7 +161,7 @@ class Scale:
         if learns is None:
             with torch.no_grad(), self._ledger() as ledger:
                 backbone.denoise(x, t, cond).float()
-            return _Trace(ledger.flops, 0, tuple(ledger.events))
+            return _Trace.of(ledger)
         kept = backbone.checkpointed() if self.checkpointing else nullcontext()
         with kept, self._learning(learns, rows, again):
             x.requires_grad_(learns.group is None)
@@ -160,7 +171,7 @@ class Scale:
                 loss = error.square().mean()
                 del error
                 loss.backward()
-        return _Trace(ledger.flops, half, tuple(ledger.events))
+        return _Trace.of(ledger, half)
 
     def _ledger(self) -> Ledger:
         ledger = Ledger(self.half)

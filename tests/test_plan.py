@@ -114,10 +114,13 @@ def test_attention_keeps_no_matrix_and_costs_four_operations_for_each_pair():
     with Ledger() as ledger:
         ledger.keep([q, k, v])
         out = nn.functional.scaled_dot_product_attention(q, k, v)
-        assert ledger.flops == (4 + 10) * 2 * 3 * 1000 * 700 * 8, "two products forward, five backward"
+        assert ledger.attention == 4 * 2 * 3 * 1000 * 700 * 8, "two products forward"
         assert ledger.now == 4 * 2 * 3 * 1000 * (8 + 1), "the output and one number a query"
         assert ledger.peak < 4 * 2 * 3 * 1000 * 700 / 10
+        assert ledger.backward == 0
         out.sum().backward()
+    assert ledger.backward == 10 * 2 * 3 * 1000 * 700 * 8, "five backward"
+    assert ledger.flops == 0
     assert q.grad.shape == q.shape
     assert nn.functional.scaled_dot_product_attention is not None
     assert nn.functional.linear.__module__ != "erasers.pipelines._ledger", "torch is as it was"
@@ -156,7 +159,8 @@ def test_a_pass_of_any_rows_follows_from_one(planner, learns, rows):
     """Worked out from a pass of many rows: as if counted."""
     scale = Scale(planner.blueprint(CPU), checkpointing=True)
     counted, worked_out = scale._trace(rows, learns, False), scale.weigh(rows, learns)
-    assert worked_out.flops == counted.flops
+    for what in ("flops", "attention", "backward"):
+        assert getattr(worked_out, what) == getattr(counted, what), what
     there = torch.tensor(counted.events).cumsum(0)
     assert worked_out.peak == int(there.max())
     assert worked_out.held == (int(there[counted.half - 1]) if learns else 0)
@@ -168,6 +172,8 @@ def test_checkpointing_holds_less_and_computes_more(planner):
     learns = Learns("cross", 4)
     assert twice.weigh(2, learns).held < 0.7 * plain.weigh(2, learns).held
     assert twice.weigh(2, learns).flops > 1.2 * plain.weigh(2, learns).flops
+    assert twice.weigh(2, learns).attention > 1.2 * plain.weigh(2, learns).attention
+    assert twice.weigh(2, learns).backward == plain.weigh(2, learns).backward > 0, "the backward pass runs once"
     assert not any(p.requires_grad for p in backbone.denoiser.parameters())
     assert not [n for n, _ in backbone.denoiser.named_parameters() if "lora" in n], "the blueprint is as it was"
 
