@@ -154,7 +154,7 @@ class Hypernetwork(nn.Module):
             net = cls(plan)
         for part in net.parts:
             part.silence()  # type: ignore[operator]
-        if plan.architecture == "compact":  # every number of the code starts alive for every prompt, and can learn
+        if plan.architecture == "compact":  # unless it is fitted, every number of the code starts alive
             nn.init.constant_(net.trunk[2].bias, 0.3)  # type: ignore[arg-type]
         return net
 

@@ -233,7 +233,11 @@ class Session:
         return self.accelerator.prepare_optimizer(optimiser)
 
     def adam(
-        self, parameters: Iterable[torch.nn.Parameter], *, lr: float, betas: tuple[float, float] = (0.9, 0.999)
+        self,
+        parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> Any:  # noqa: ANN401
         """Adam as the loop asks for it, with moments in full or in 8 bits, ready for mixed precision."""
         kind = torch.optim.Adam if self.optimizer == "adam" else _adam_8bit()

@@ -25,6 +25,7 @@ from ..pipelines import (
     write_by_prompt,
 )
 from ..prompts import BOTH, EVERYDAY, Concept, InputError, fill
+from ._detect import start_detecting
 from ._esd import away
 from ._files import HYPER_CONFIG, HYPER_FILE
 from ._finetune import pick, sentences
@@ -126,20 +127,28 @@ class Training:
             self._encode(read)
         sizes = tuple((n, m.in_features, m.out_features) for n, m in layers.items())
         plan = Plan(sizes, self.asked.shape[1], read, s.architecture, s.rank, s.hidden, s.code, s.times)
-        self.network = Hypernetwork.fresh(plan, self.task.seed).to(backbone.device)
+        network = Hypernetwork.fresh(plan, self.task.seed)
         if s.standardise:
             both = torch.cat([self.asked, self.kept])
             spread = both.std(0)
-            self.network.centre.copy_(self.kept.mean(0))
-            self.network.spread.copy_(spread.clamp(min=max(1e-6, 0.05 * float(spread.max()))))
+            network.centre.copy_(self.kept.mean(0))
+            network.spread.copy_(spread.clamp(min=max(1e-6, 0.05 * float(spread.max()))))
+        if detect := s.architecture == "compact" and s.detect:
+            start_detecting(network, self.asked, self.owner, self.kept)
+        network.load_state_dict(session.share(network.state_dict()))
+        self.network = network.to(backbone.device)
         self._flags = [(p, p.requires_grad) for p in backbone.denoiser.parameters()]
         for p, _ in self._flags:
             p.requires_grad_(False)
         self._writer = write_by_prompt(backbone, list(layers), self._write, read=read, label=LABEL)
-        self.names = [n for n, _ in self.network.named_parameters()]
-        learn = list(self.network.parameters())
-        self.removing = session.adam(learn, lr=s.lr)
-        self.keeping = session.adam(learn, lr=s.retain_lr or s.lr)
+        learn = sorted(self.network.named_parameters(), key=lambda item: not item[0].startswith("trunk."))
+        self.names = [n for n, _ in learn]
+        groups = [
+            {"params": params, "share": share}
+            for share, trunk in ((s.trunk_lr if detect else 1.0, True), (1.0, False))
+            if (params := [p for n, p in learn if n.startswith("trunk.") is trunk])
+        ]
+        self.removing, self.keeping = (session.adam([{**g} for g in groups], lr=s.lr) for _ in range(2))
 
     def _encode(self, read: Read) -> None:
         s, concepts, others = self.settings, self.task.concepts, self.task.preserve
@@ -147,6 +156,7 @@ class Training:
         each = [forgotten((c,), others, **how) for c in concepts]
         self.turns = turns([len(pairs) for pairs in each])
         self.prompts, mappings = ([pair[k] for pairs in each for pair in pairs] for k in (0, 1))
+        self.owner = torch.cat([torch.full((len(pairs),), k) for k, pairs in enumerate(each)])
         self.concept = self.backbone.encode(self.prompts)
         unique = list(dict.fromkeys(mappings))
         self.mapping = self.backbone.encode(unique)
@@ -226,10 +236,7 @@ class Training:
             self.pool = {n: torch.cat([v[:stay], new[n].to(v.device)]) for n, v in self.pool.items()}
         draws = self.draw(rng)
         self.time = float(draws["time"])
-        if s.decay:
-            for optimiser, lr in ((self.removing, s.lr), (self.keeping, s.retain_lr or s.lr)):
-                for group in optimiser.param_groups:
-                    group["lr"] = lr * (1 - k / self.steps)
+        self._pace(k)
         error, self._slope = 0.0, 0.0
         for part in self.session.parts(s.batch):
             error += self._remove(draws, part, (part.stop - part.start) / s.batch)
@@ -243,6 +250,14 @@ class Training:
         logs = {"loss": self.session.sum(error), "gradient": gradient}
         logs |= {"slope": self.session.sum(self._slope)} if s.objective != "direct" else {}
         return logs | ({"kept": self.session.sum(kept)} if s.retain_times else {})
+
+    def _pace(self, k: int) -> None:
+        """Learning rates of step k."""
+        s = self.settings
+        left = 1 - k / self.steps if s.decay else 1.0
+        for optimiser, lr in ((self.removing, s.lr), (self.keeping, s.retain_lr or s.lr)):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * group["share"] * left
 
     def _remove(self, draws: Mapping[str, Tensor], part: slice, share: float) -> float:
         """Gradients of the removal losses of some rows; the erasing loss itself."""

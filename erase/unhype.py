@@ -41,6 +41,12 @@ class UnHype:
     rank: int = field(default=1, metadata={"help": "rank of the LoRA that is written (>= 1)"})
     hidden: int = field(default=100, metadata={"help": "width of the hidden layers (>= 1)"})
     code: int = field(default=16, metadata={"help": "numbers that the compact trunk makes of a prompt (>= 1)"})
+    detect: bool = field(
+        default=True, metadata={"help": "compact: start each number of the code as a detector of an erased concept"}
+    )
+    trunk_lr: float = field(
+        default=0.1, metadata={"help": "with detect: the trunk's learning rates as a share of the others' (> 0)"}
+    )
     signal: Signal = field(
         default="auto", metadata={"help": "what of the prompt is read: pooled, last (text state), mean, or auto"}
     )
@@ -141,9 +147,10 @@ class UnHype:
             if not low <= getattr(self, name) < float("inf"):
                 got = getattr(self, name)
                 raise InputError(f"{name.replace('_', '-')}: expected a number of at least {low}, got {got}")
-        for name in ("lr", "eta"):
+        for name in ("lr", "eta", "trunk_lr"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+                got = getattr(self, name)
+                raise InputError(f"{name.replace('_', '-')}: expected a number above 0, got {got}")
         for name in ("ends", "relative"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")

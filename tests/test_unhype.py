@@ -20,6 +20,7 @@ from torch import nn
 
 from erasers.erase import Eraser, Hyper, Loop, Task, configure, describe, erase, overlap, solve, written_norms
 from erasers.erase import _hypernet as hypernet
+from erasers.erase._detect import detector, start_detecting
 from erasers.erase._hypernet import Hypernetwork, Plan, fourier, norms, size
 from erasers.erase._portable import pipeline_file
 from erasers.erase._train import Session
@@ -264,6 +265,80 @@ def test_the_retain_loss_has_an_optimiser_of_its_own(sd, monkeypatch):
     assert seen == [[1, 3], [2, 6]]
 
 
+class TestDetectors:
+    """How the code of a compact hypernetwork starts."""
+
+    def test_a_detector_is_a_weighted_ridge_regression(self):
+        g = torch.Generator().manual_seed(0)
+        features, hit = torch.randn(60, 7, generator=g), torch.arange(60) < 9
+        weights, bias = detector(features, hit)
+        root = np.sqrt(np.where(hit, 1 / 9, 1 / 51))
+        x = np.concatenate([features.double().numpy(), np.ones((60, 1))], 1) * root[:, None]
+        x = np.concatenate([x, np.sqrt(1e-3) * np.eye(8)])
+        y = np.concatenate([np.where(hit, 1.0, -1.0) * root, np.zeros(8)])
+        want = np.linalg.lstsq(x, y, rcond=None)[0]
+        np.testing.assert_allclose([*weights, bias], want, rtol=1e-9)
+
+    @pytest.mark.parametrize(("concepts", "code"), [(1, 4), (3, 4), (5, 3)])
+    def test_every_number_detects_its_concepts(self, concepts, code):
+        g = torch.Generator().manual_seed(1)
+        centres = 3 * torch.randn(concepts + 1, 24, generator=g)  # the last one: what is kept
+        owner = torch.arange(concepts).repeat_interleave(20)
+        asked = centres[owner] + 0.3 * torch.randn(len(owner), 24, generator=g)
+        kept = centres[-1] + 0.3 * torch.randn(50, 24, generator=g)
+        shape = Plan((("unet.a", 6, 5),), 24, "last", "compact", rank=2, hidden=100, code=code, times=10)
+        net = Hypernetwork.fresh(shape, 0)
+        start_detecting(net, asked, owner, kept)
+
+        def codes(u, share):
+            times = fourier(torch.full((len(u),), share), shape.waves)
+            return net.trunk(torch.cat([u, times], 1))
+
+        with torch.no_grad():
+            for share in (1.0, 0.53, 0.1):  # the last two are at no time that is fitted
+                assert not codes(kept, share).any(), "exactly nothing is written for what is kept"
+                for j in range(code):
+                    its = owner == j % concepts if concepts <= code else owner % code == j
+                    assert (codes(asked, share)[its, j] > 0.3).all()
+                    assert not codes(asked, share)[~its, j].any()
+        for j in range(concepts, code):
+            one, other = net.trunk[2].weight[j], net.trunk[2].weight[j - concepts]
+            assert (one - other).norm() > 0.1 * one.norm(), "numbers of one concept differ"
+
+    @pytest.mark.parametrize(("detect", "decay"), [(True, True), (True, False), (False, True)])
+    def test_no_concept_is_silent_when_training_begins(self, detect, decay, monkeypatch):
+        """Half of Canvas, whose moon and house got nothing written by a code that was drawn; and learning rates."""
+        seen = {}
+
+        def look(self, k, rng):
+            if k == 0:
+                times = fourier(torch.ones(len(self.asked)), 16)
+                given = (self.asked - self.network.centre) / self.network.spread
+                with torch.no_grad():
+                    code = self.network.trunk(torch.cat([given, times], 1))
+                seen["own"] = code[range(len(code)), self.owner]
+            done = step(self, k, rng)
+            optimisers = (self.removing, self.keeping)
+            seen.setdefault("rates", []).append([[g["lr"] for g in o.param_groups] for o in optimisers])
+            return done
+
+        step = Training.step
+        monkeypatch.setattr(Training, "step", look)
+        gone = tuple(canvas.CONCEPTS.values())[::2]
+        others = tuple(c for c in canvas.CONCEPTS.values() if c not in gone)
+        settings = {"steps": 3, "batch": 2, "pool": 0, "sampler_steps": 2, "retained": 2, "trunk_lr": 0.25}
+        settings |= {"lr": 3e-4, "retain_lr": 9e-4, "decay": decay, "detect": detect}
+        tool = configure("unhype", "canvas", settings)
+        solve(tool, load("canvas-sd"), task=Task(gone, others, 0))
+        assert len(seen["own"]) > 400
+        if detect:
+            assert (seen["own"] > 0.2).all()
+        share = 0.25 if detect else 1.0
+        for rates, left in zip(seen["rates"], (1, 2 / 3, 1 / 3) if decay else (1, 1, 1), strict=True):
+            want = [share * 3e-4 * left, 3e-4 * left], [share * 9e-4 * left, 9e-4 * left]
+            assert rates == [pytest.approx(w) for w in want]
+
+
 def test_retaining_silences_what_is_retained(sd):
     """With and without the retain loss, the same draws of the removal: the prompts of either kind."""
     found = {}
@@ -336,6 +411,7 @@ class TestPrompts:
         ({"architecture": "small"}, "unknown architecture"),
         ({"retained": 0}, "retained: expected a number of at least 1, got 0"),
         ({"lr": 0.0}, "lr: expected a number above 0"),
+        ({"trunk_lr": 0.0}, "trunk-lr: expected a number above 0, got 0.0"),
         ({"ends": 1.5}, "ends: expected a number from 0 to 1"),
         ({"objective": "trajectory", "ends": 0.5}, "no step is left to imitate"),
         ({"contexts": 99}, "contexts: expected at most"),
