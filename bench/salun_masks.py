@@ -4,13 +4,14 @@
 
 Ways out: `delta` (the trained values themselves), `svd` (the LoRA of rank `--rank` made of that delta), `lora` (the
 mask picks layers, and a LoRA is trained there: `{"dense": false}`). A rerun goes on where it stopped. Writes OUT.jsonl,
-one row per cell as `erasers benchmark` writes them, and prints Markdown: the scores, and what the saliency mask adds
-to each other one on the same prompts and seeds, with 95 % intervals (a bootstrap over whole concepts).
+one row per cell as `erasers benchmark` writes them, and prints Markdown: the means, what the saliency mask adds to each
+other one on the same prompts and seeds, with 95 % intervals (a bootstrap over whole concepts), and every cell.
 """
 
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from erasers.erase import write_text
@@ -41,6 +42,24 @@ def run(args: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, Any]]]
             rows = {key_of(r): r for r in benchmark(plan, args.work, say=lambda line: print(line, flush=True))}
             found[way, mask] = [{**rows[k], "way": way, "mask": mask} for k in plan.cells(args.model, preset)]
     return found
+
+
+def means(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """Over the concepts of each way and mask: value (change against the unerased control), and the lowest UA."""
+    lines = [
+        "| way | mask | " + " | ".join(SCORES) + " | lowest ua | KB |",
+        "|---|---|" + "---:|" * (len(SCORES) + 2),
+    ]
+    for (way, mask), rows in found.items():
+        cells = []
+        for key in SCORES:
+            given = [r["scores"][key] for r in rows if r["scores"][key]["value"] is not None]
+            value, change = (mean(c[what] for c in given) for what in ("value", "change"))
+            cells.append(f"{value:.1f} ({change:+.1f})")
+        low, name = min((r["scores"]["ua"]["value"], r["concept"]) for r in rows)
+        cells += [f"{low:.1f}" + (f" ({name})" if low < 100 else ""), f"{mean(r['bytes'] for r in rows) / 1e3:.0f}"]
+        lines.append(f"| {way} | {mask} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def scores(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
@@ -82,7 +101,7 @@ def main() -> None:
     found = run(args)
     rows = [r for several in found.values() for r in several]
     write_text(args.out.with_suffix(".jsonl"), "".join(json.dumps(r) + "\n" for r in rows))
-    print(f"\n{scores(found)}\n\n{differences(found)}")
+    print(f"\n{means(found)}\n\n{differences(found)}\n\n{scores(found)}")
 
 
 if __name__ == "__main__":
