@@ -204,7 +204,7 @@ def estimate(name: str, method: str, planner: Planner, *, checkpointing: bool, s
         "written": e.written,
         "seconds": round(e.seconds, 1),
         "highest": e.highest.name,
-        "speed": [e.speed.flops, e.speed.call, e.speed.attention, e.speed.backward],
+        "speed": [e.speed.flops, e.speed.call, e.speed.attention, e.speed.attention_backward],
         "fits": (room := machine.room()) is None or e.fits(room),
     }
 

@@ -291,7 +291,7 @@ def _part(stage: Stage, scale: Scale, speed: Speed, *, machine: Machine, there: 
         one = scale.weigh(call.rows, call.learns, again=stage.again and call.learns is not None)
         under = sum(scale.weigh(rows, learns).held for rows, learns in call.under)
         highest = max(highest, one.peak + under)
-        seconds += call.times * speed.seconds(one.flops, one.steps, one.attention, one.backward)
+        seconds += call.times * speed.seconds(one.flops, one.steps, one.attention, one.attention_backward)
     memory = {**stage.held, **(stage.host if machine.host else stage.device)}
     if highest:
         memory["activations"] = highest

@@ -29,24 +29,26 @@ class Speed:
             activations between them are in it.
         call: seconds that one operation of torch takes however small it is.
         attention: operations of attention's forward passes a second.
-        backward: of its backward passes, which on a CPU in half precision are several times slower than a product's.
+        attention_backward: of its backward passes, which on a CPU in half precision are several times slower than a
+            product's.
     """
 
     flops: float
     call: float
     attention: float
-    backward: float
+    attention_backward: float
 
     @classmethod
     def rated(cls, flops: float) -> Speed:
         """Of a machine that is not here, from what its data sheet says: everything at one rate."""
         return cls(flops * REACHED, CALL, flops * REACHED, flops * REACHED)
 
-    def seconds(self, flops: float, steps: float = 0, attention: float = 0, backward: float = 0) -> float:
+    def seconds(self, flops: float, steps: float = 0, attention: float = 0, attention_backward: float = 0) -> float:
         """Of so many floating point operations: products and convolutions, in so many operations of torch; attention;
         attention's backward passes.
         """
-        return flops / self.flops + steps * self.call + attention / self.attention + backward / self.backward
+        between = attention / self.attention + attention_backward / self.attention_backward
+        return flops / self.flops + steps * self.call + between
 
 
 class Piece(nn.Module):

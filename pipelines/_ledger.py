@@ -47,7 +47,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         q, k, v, _, _ = ctx.saved_tensors
-        ctx.ledger.backward += ATTENTION_BACKWARD * attention_flops(q.shape, k.shape, v.shape)
+        ctx.ledger.attention_backward += ATTENTION_BACKWARD * attention_flops(q.shape, k.shape, v.shape)
         return None, torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
@@ -131,14 +131,14 @@ class Ledger(TorchDispatchMode):
         peak: the most there were.
         flops: floating point operations of matrix products and convolutions.
         attention: of attention's forward passes.
-        backward: of its backward passes.
+        attention_backward: of its backward passes.
         events: bytes that came (above 0) and went, in order.
     """
 
     def __init__(self, half: torch.dtype | None = None) -> None:
         super().__init__()
         self.now = self.peak = self.flops = self.attention = 0
-        self.backward = 0.0
+        self.attention_backward = 0.0
         self.events: list[int] = []
         self._known: dict[int, weakref.ref[Any]] = {}
         self._kernels = _kernels(self, half)

@@ -80,7 +80,7 @@ class Pass:
     Attributes:
         flops: operations of both, attention's apart.
         attention: operations of attention, forward.
-        backward: of attention, backward.
+        attention_backward: of attention, backward.
         peak: most bytes at once beside weights, students and optimisers; gradients as they arrive included.
         held: bytes between the two: what the backward pass needs.
         steps: how many operations of torch have a result.
@@ -88,7 +88,7 @@ class Pass:
 
     flops: int
     attention: int
-    backward: float
+    attention_backward: float
     peak: int
     held: int
     steps: int
@@ -108,13 +108,13 @@ class _Trace:
 
     flops: int
     attention: int
-    backward: float
+    attention_backward: float
     half: int
     events: tuple[int, ...]
 
     @classmethod
     def of(cls, ledger: Ledger, half: int = 0) -> _Trace:
-        return cls(ledger.flops, ledger.attention, ledger.backward, half, tuple(ledger.events))
+        return cls(ledger.flops, ledger.attention, ledger.attention_backward, half, tuple(ledger.events))
 
     def at(self, rows: int) -> Pass:
         """The same pass with so many rows in place of `MANY`."""
@@ -123,7 +123,7 @@ class _Trace:
         there = sizes.cumsum()
         held = int(there[self.half - 1]) if self.half else 0
         flops, attention = (n * rows // MANY for n in (self.flops, self.attention))
-        backward = self.backward * rows / MANY
+        backward = self.attention_backward * rows / MANY
         return Pass(flops, attention, backward, int(there.max(initial=0)), held, int((sizes > 0).sum()))
 
 

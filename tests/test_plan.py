@@ -117,9 +117,9 @@ def test_attention_keeps_no_matrix_and_costs_four_operations_for_each_pair():
         assert ledger.attention == 4 * 2 * 3 * 1000 * 700 * 8, "two products forward"
         assert ledger.now == 4 * 2 * 3 * 1000 * (8 + 1), "the output and one number a query"
         assert ledger.peak < 4 * 2 * 3 * 1000 * 700 / 10
-        assert ledger.backward == 0
+        assert ledger.attention_backward == 0
         out.sum().backward()
-    assert ledger.backward == 10 * 2 * 3 * 1000 * 700 * 8, "five backward"
+    assert ledger.attention_backward == 10 * 2 * 3 * 1000 * 700 * 8, "five backward"
     assert ledger.flops == 0
     assert q.grad.shape == q.shape
     assert nn.functional.scaled_dot_product_attention is not None
@@ -159,7 +159,7 @@ def test_a_pass_of_any_rows_follows_from_one(planner, learns, rows):
     """Worked out from a pass of many rows: as if counted."""
     scale = Scale(planner.blueprint(CPU), checkpointing=True)
     counted, worked_out = scale._trace(rows, learns, False), scale.weigh(rows, learns)
-    for what in ("flops", "attention", "backward"):
+    for what in ("flops", "attention", "attention_backward"):
         assert getattr(worked_out, what) == getattr(counted, what), what
     there = torch.tensor(counted.events).cumsum(0)
     assert worked_out.peak == int(there.max())
@@ -173,7 +173,8 @@ def test_checkpointing_holds_less_and_computes_more(planner):
     assert twice.weigh(2, learns).held < 0.7 * plain.weigh(2, learns).held
     assert twice.weigh(2, learns).flops > 1.2 * plain.weigh(2, learns).flops
     assert twice.weigh(2, learns).attention > 1.2 * plain.weigh(2, learns).attention
-    assert twice.weigh(2, learns).backward == plain.weigh(2, learns).backward > 0, "the backward pass runs once"
+    once = plain.weigh(2, learns).attention_backward
+    assert twice.weigh(2, learns).attention_backward == once > 0, "the backward pass runs once"
     assert not any(p.requires_grad for p in backbone.denoiser.parameters())
     assert not [n for n, _ in backbone.denoiser.named_parameters() if "lora" in n], "the blueprint is as it was"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from erasers.erase import Loop, Machine, Planner, Speed, asked
+from erasers.erase import Loop, Machine, Planner, Speed, _speed, asked
 from erasers.erase._speed import CALL, REACHED, Piece, measured, piece_flops
 from erasers.pipelines import Scale, load
 from erasers.prompts import InputError
@@ -22,12 +22,25 @@ def test_operations_of_the_piece_are_those_that_torch_counts(rows, width, side):
 def test_a_machine_is_measured():
     before = torch.get_rng_state()
     speed = measured("cpu", torch.float32)
-    for rate in (speed.flops, speed.attention, speed.backward):
+    for rate in (speed.flops, speed.attention, speed.attention_backward):
         assert 1e8 < rate < 1e15
     assert 1e-8 < speed.call < 1e-2
     assert torch.equal(before, torch.get_rng_state()), "what is drawn next does not change"
     with pytest.raises(InputError, match=r"cannot measure 'cuda:77'.*--flops"):
         measured("cuda:77", torch.float32)
+
+
+def test_rates_are_operations_over_seconds(monkeypatch):
+    """Of what is timed, each with seconds of its own: two pieces forward and backward, small operations, attention."""
+    took = iter((1.0, 2.0, 3.0, 4.0, 60.0, 5.0, 7.0))
+    monkeypatch.setattr(_speed, "_best", lambda work: next(took))
+    speed = measured("cpu", torch.float32)
+    pieces = 2 * piece_flops(1, 640, 32) + 2 * piece_flops(1, 1280, 16)
+    pairs = 10 * (32**2 + 77) ** 2 * 64
+    assert speed.flops == pytest.approx(pieces / (1 + 2 + 3 + 4))
+    assert speed.call == pytest.approx(1.0)
+    assert speed.attention == pytest.approx(4 * pairs / 5)
+    assert speed.attention_backward == pytest.approx(10 * pairs / 7)
 
 
 def test_seconds_are_operations_and_calls():
@@ -42,7 +55,7 @@ def test_a_runs_time_follows_from_its_passes():
     planner, esd = Planner("canvas-sd"), ("esd", {"steps": 3, "batch": 2, "rank": 4})
     never, slow = float("inf"), 1e9
     kinds = {"flops": (slow, 0.0, never, never), "steps": (never, 1.0, never, never)}
-    kinds |= {"attention": (never, 0.0, slow, never), "backward": (never, 0.0, never, slow)}
+    kinds |= {"attention": (never, 0.0, slow, never), "attention_backward": (never, 0.0, never, slow)}
     found = {}
     for what, rates in {**kinds, "all": (slow, 1.0, slow, slow)}.items():
         machine = Machine("cpu", "float32", speed=Speed(*rates))
