@@ -227,6 +227,7 @@ def row(names: tuple[str, ...], settings: dict, control: Control, work: Path) ->
     return {
         "model": backbone.name,
         "method": "unhype",
+        "concept": "+".join(names),
         "concepts": list(names),
         "objective": effective["objective"],
         "architecture": effective["architecture"],
@@ -264,6 +265,7 @@ def stack(names: tuple[str, ...], method: str, control: Control, cells: Path) ->
     return {
         "model": backbone.name,
         "method": method,
+        "concept": "+".join(names),
         "concepts": list(names),
         "objective": method,
         "architecture": f"stack of {len(names)}",
