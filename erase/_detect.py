@@ -53,11 +53,11 @@ def start_detecting(network: Hypernetwork, asked: Tensor, owner: Tensor, kept: T
     shares = [torch.full((len(given),), share) for share in TIMES]
     features = torch.cat([network.trunk[:2](torch.cat([given, fourier(s, plan.waves)], 1)) for s in shares])
     which = torch.cat([owner.cpu(), torch.full((len(kept),), -1)]).repeat(len(TIMES))
-    n, last = int(owner.max()) + 1, network.trunk[2]
+    several, last = min(int(owner.max()) + 1, plan.code), network.trunk[2]
     assert isinstance(last, nn.Linear)
+    found = [detector(features, (which >= 0) & (which % several == k)) for k in range(several)]
     for j in range(plan.code):
-        hit = which == j % n if n <= plan.code else (which >= 0) & (which % plan.code == j)
-        weights, bias = detector(features, hit)
+        weights, bias = found[j % several]
         row = last.weight[j].double()
         last.weight[j] = (weights + DRAWN * row * weights.norm() / row.norm()).float()
         last.bias[j] = bias.float()
