@@ -47,7 +47,8 @@ class Erased{kind}({kind}):
             return network.on(u.device)(u, float(plan.times))
 
         layers = {{name: layer(name) for name, _, _ in plan.layers}}
-        self._eraser = Writer(root, layers, write, read=plan.read, free_first={free_first}, label="eraser")
+        where = {{"read": plan.read, "free_first": {free_first}, "shared": {shared}}}
+        self._eraser = Writer(root, layers, write, **where, label="eraser")
         self._eraser.scale, self._eraser.pipe = scale, self
 
     def unload_eraser(self) -> None:
@@ -60,7 +61,7 @@ class Erased{kind}({kind}):
 
 def pipeline_file(family: str) -> str:
     """The text of the file for a family's pipelines."""
-    kind, component, free_first = pipeline_class(family)
+    kind, component, free_first, shared = pipeline_class(family)
     sources = [portable(), inspect.getsource(_hypernet)]
     lines = {"import json", "from pathlib import Path"}
     bodies = []
@@ -71,5 +72,5 @@ def pipeline_file(family: str) -> str:
         bodies.append(re.sub(r"^(?:from|import) .*\n", "", text, flags=re.M).strip("\n"))
     ordered = sorted(lines, key=lambda line: (line.startswith("from"), line))
     head = HEAD.format(kind=kind, imports="\n".join(ordered))
-    tail = TAIL.format(kind=kind, component=component, free_first=free_first)
+    tail = TAIL.format(kind=kind, component=component, free_first=free_first, shared=shared)
     return head + "\n\n\n".join(bodies) + "\n" + tail

@@ -130,6 +130,9 @@ class Backbone(Protocol):
     free_first: bool
     """Where both sides of guidance share one call, whether the unconditional rows come first."""
 
+    shared: bool
+    """Whether both sides of guidance share one call."""
+
     embeddings: Embeddings | None
     """The prompts it remembers: `encode`, `unconditional`, `text_states` and `draw` need no text encoder for them."""
 

@@ -153,6 +153,11 @@ class Family:
     packed: bool = False
     whitened: bool = False
 
+    @property
+    def shared(self) -> bool:
+        """Whether both sides of guidance share one call of the denoiser."""
+        return self.negative in ("first", "second") and not self.embedded
+
 
 def cross_attention(caption: str) -> dict[str, Any]:
     """The layers of a family with cross-attention (attn2) and a projection of the prompt's states."""

@@ -217,6 +217,7 @@ class Writer:
         write: what makes the factors.
         read: where the signal is.
         free_first: where guidance shares a call, whether the unconditional rows come first.
+        shared: whether guidance shares a call in this family at all.
         label: under which `writers` finds it.
 
     Attributes:
@@ -234,9 +235,11 @@ class Writer:
         *,
         read: Read,
         free_first: bool = True,
+        shared: bool = True,
         label: str = "",
     ) -> None:
-        self.root, self.read, self.free_first, self.label = root, read, free_first, label
+        self.root, self.read, self.label = root, read, label
+        self.free_first, self.shared = free_first, shared
         self.on, self.scale, self.calls = True, 1.0, 0
         self.told: Rows | None = None
         self.pipe: Any = None
@@ -320,9 +323,11 @@ class Writer:
         self._now, self._pairs, self._memory = None, None, []
 
     def _guess(self, n: int) -> Rows:
-        """Inside a compiled network: by the pipeline's own guidance, which is what it was last called with."""
-        guided = float(getattr(self.pipe, "_guidance_scale", None) or 0.0) > 1.0
-        if not guided or n % 2:
+        """Inside a compiled network: by the pipeline's own guidance, which is what it was last called with. Where that
+        cannot tell, rows too many rather than too few.
+        """
+        guided = getattr(self.pipe, "do_classifier_free_guidance", None)
+        if not guided or not self.shared or n % 2:
             return "all"
         return "second" if self.free_first else "first"
 

@@ -25,10 +25,22 @@ class _Seen(Exception):
 
 
 def signals(backbone: Backbone, cond: Condition, read: Read) -> Tensor:
-    """The signal of each prompt of a condition, float32 [B, D], read off the denoiser's own call."""
+    """The signal of each prompt of a condition, float32 [B, D], read off the denoiser's own call.
+
+    Raises:
+        InputError: the denoiser is given nothing of that kind.
+    """
 
     def stop(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Seen(signal(by_name(root, args, kwargs), read).clone())
+        call = by_name(root, args, kwargs)
+        try:
+            found = signal(call, read)
+        except KeyError:
+            there = ("last", "mean") if read == "pooled" else ("pooled",)
+            raise InputError(
+                f"signal: {backbone.name} gives its denoiser nothing {read!r} of a prompt: use {' or '.join(there)}"
+            ) from None
+        raise _Seen(found.clone())
 
     x, t = torch.zeros(len(cond), *backbone.latent_shape), torch.zeros(len(cond), dtype=torch.long)
     handle = backbone.denoiser.register_forward_pre_hook(stop, with_kwargs=True)
@@ -83,6 +95,7 @@ def write_by_prompt(
         write,
         read=read,
         free_first=backbone.free_first,
+        shared=backbone.shared,
         label=label,
     )
     writer.scale, writer.pipe = scale, backbone.pipe
@@ -116,11 +129,14 @@ def disguised(backbone: Backbone, prompt: str, read: Read) -> Iterator[None]:
         handle.remove()
 
 
-def pipeline_class(family: str) -> tuple[str, str, bool]:
-    """A family's stock text-to-image class, its denoiser's name, and whether the unconditional rows come first."""
+def pipeline_class(family: str) -> tuple[str, str, bool, bool]:
+    """A family's stock text-to-image class, its denoiser's name, whether the unconditional rows of a call that guidance
+    shares come first, and whether it shares one.
+    """
     if family in FAMILIES:
-        return FAMILIES[family].pipeline, "transformer", FAMILIES[family].negative != "second"
-    return {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[family], "unet", True
+        row = FAMILIES[family]
+        return row.pipeline, "transformer", row.negative != "second", row.shared
+    return {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[family], "unet", True, True
 
 
 def portable() -> str:

@@ -62,6 +62,7 @@ class StockBackbone:
         listed: it returns lists of single prompts' tensors.
         reads: where a prompt's signal is read.
         free_first: whether the unconditional rows of a shared call come first.
+        shared: whether both sides of guidance share a call in this family.
         embeddings: the prompts it remembers.
         drawing: how it draws, where it is a generator of few steps.
         provenance: what else than its name says what it was loaded from: revision, commit, variant, config, quantized.
@@ -76,6 +77,7 @@ class StockBackbone:
     listed: bool = False
     reads: Read
     free_first: bool = True
+    shared: bool = True
     embeddings: Embeddings | None = None
     drawing: Drawing | None = None
     provenance: Mapping[str, str] = MappingProxyType({})

@@ -72,7 +72,7 @@ class TransformerBackbone(StockBackbone):
         self.returns, self.listed = family.returns, family.listed
         padded_left = any(stream.left for stream in family.streams)  # where no mask tells padding, the end does
         self.reads = "pooled" if self.pooled else "last" if padded_left else "mean"
-        self.free_first = family.negative != "second"
+        self.free_first, self.shared = family.negative != "second", family.shared
         self._walks: dict[tuple[int, int], SchedulerMixin] = {}
 
     @cached_property
