@@ -22,17 +22,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from erasers.erase import Eraser, Hyper, Loop, configure, erase, settings_of, written_norms
+from erasers.erase._unhype import silent
 from erasers.eval import Control, Plan, Report, benchmark, evaluate
 from erasers.eval._cells import CellKey, digest, key_of
 from erasers.eval._distances import h_o
+from erasers.eval._paired import hits
 from erasers.pipelines import Backbone, disguised, load
-from erasers.prompts import EVERYDAY, Prompt, canvas, canvas_plan, fill
-from erasers.prompts.templates import HELD_OUT
+from erasers.prompts import EVERYDAY, Prompt, canvas, canvas_plan, fill, unlearncanvas
+from erasers.prompts.templates import HELD_OUT, REQUESTS
 
 FIVE = ("moon", "cat", "house", "mosaic", "neon")
 SETS = {"1": FIVE[:1], "5": FIVE, "half": tuple(canvas.CONCEPTS)[::2]}
-ENDS = {"trajectory": {"ends": 0.0}, "both": {"ends": 0.5}}
-"""At the end of virtual time no step is left to imitate, which the presets for `direct` train at alone."""
+IMITATED = {"walk": "base", "relative": 0.0}
+OBJECTIVES = {"trajectory": {"ends": 0.0, **IMITATED}, "both": {"ends": 0.5, **IMITATED}}
+"""What the presets for `direct` have to give up where descent is imitated: at the end of virtual time, which they train
+at alone, no step is left; latents drawn by the finished eraser are not those of every virtual time; and weights of the
+latents would scale the gradient that is imitated.
+"""
 
 SCORES = ("ua", "synonym_ua", "held_out_ua", "ira", "cra", "neighbours", "in_prompt")
 ATTACKED = 40
@@ -74,7 +80,7 @@ def by_name(report: Report, names: tuple[str, ...]) -> dict:
     assert report.seen_control is not None
     gone, saw, base = set(names), report.seen, report.seen_control
     found: dict = {name: {"synonym": {}, "held-out": {}} for name in names}
-    left, both = [], {"n": 0, "object": 0, "style": 0, "object, unerased": 0, "style, unerased": 0}
+    left, both = [], {"n": 0, "object": 0, "style": 0, "object, unerased": 0, "style, unerased": 0, "by_concept": {}}
     for k, p in enumerate(report.prompts):
         asked = [n for n in (p.object, p.style) if n in gone]
         if len(asked) == 2 and p.role == "grid":
@@ -82,6 +88,10 @@ def by_name(report: Report, names: tuple[str, ...]) -> dict:
             for side, seen in (("", saw), (", unerased", base)):
                 both["object" + side] += seen.objects[k] == p.object
                 both["style" + side] += seen.styles[k] == p.style
+            for name, sees in ((p.object, saw.objects[k] == p.object), (p.style, saw.styles[k] == p.style)):
+                row = both["by_concept"].setdefault(name, {"seen": 0, "n": 0})
+                row["seen"] += int(sees)
+                row["n"] += 1
         if p.role not in ("synonym", "held-out") or len(asked) != 1:
             continue
         name, here = asked[0], asked[0] == p.object
@@ -100,9 +110,10 @@ def by_name(report: Report, names: tuple[str, ...]) -> dict:
 
 def norms(eraser: Eraser, backbone: Backbone) -> dict[str, dict]:
     """Norms of what is written: for the captions of the grid that name an erased concept, for their synonyms and
-    held-out sentences; for the grid's other captions, held-out sentences of what is kept, everyday prompts, and the
-    empty one. Of the kept kinds also the share of prompts that get at least 1 % of the erased captions' mean, and the
-    loudest ones.
+    held-out sentences; for the grid's other captions, held-out sentences of what is kept, everyday prompts (trained
+    on), the empty one, requests for what is kept that were not trained on, by name and synonym, and the captions of
+    UnlearnCanvas, of whose words Canvas knows few. Of the kept kinds also the share of prompts that get at least 1 % of
+    the erased captions' mean, and the loudest ones.
     """
     gone = set(eraser.recipe.names)
     texts: dict[str, list[str]] = {"erased": [], "synonym": [], "held-out": [], "kept": []}
@@ -115,6 +126,13 @@ def norms(eraser: Eraser, backbone: Backbone) -> dict[str, dict]:
     words = re.compile("|".join(rf"\b{re.escape(n)}" for g in gone for n in canvas.find(g).names), re.IGNORECASE)
     texts["kept, everyday"] = [t for t in EVERYDAY if not words.search(t)]
     texts["kept, empty"] = [""]
+    s, others = eraser.recipe.settings, [c for n, c in canvas.CONCEPTS.items() if n not in gone]
+    how = {k: s[k] for k in ("contexts", "synonyms", "compose")}
+    trained = set(silent([canvas.find(n) for n in gone], others, **how))
+    asked = [fill(t, x=name) for c in others for name in c.names for t in REQUESTS[c.kind]]
+    texts["kept, requests"] = [t for t in asked if t not in trained and not words.search(t)]
+    far = [unlearncanvas.sentence(o, s) for o in unlearncanvas.OBJECT_NAMES for s in unlearncanvas.THEME_NAMES]
+    texts["kept, another world"] = [t for t in far if not words.search(t)]
     out: dict[str, dict] = {}
     for role, found in texts.items():
         unique = list(dict.fromkeys(found))
@@ -241,6 +259,8 @@ def row(names: tuple[str, ...], settings: dict, control: Control, work: Path) ->
             {k: v.to_json() for k, v in report.scores.items()},
             {c: {k: v.to_json() for k, v in s.items()} for c, s in report.by_concept.items()},
         ),
+        "hits": hits(report),
+        "hits_control": hits(report, control=True),
         "by_name": by_name(report, names),
         "norms": norms(eraser, backbone),
         "latency": latency([eraser], control, timed(names)),
@@ -363,7 +383,7 @@ def main() -> None:
         for objective in args.objectives.split(","):
             for architecture in args.architectures.split(","):
                 chosen = {"objective": objective, "architecture": architecture}
-                settings = {**ENDS.get(objective, {}), **{k: v for k, v in chosen.items() if v}}
+                settings = {**OBJECTIVES.get(objective, {}), **{k: v for k, v in chosen.items() if v}}
                 settings |= json.loads(args.settings)
                 if missing("unhype", settings_of(configure("unhype", control.backbone.preset, settings)), names):
                     keep(row(names, settings, control, args.work))

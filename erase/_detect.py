@@ -2,7 +2,8 @@
 
 A code drawn at random says something of every prompt. Silencing the kept ones then shifts all of it below zero before
 the erased concepts are told apart, and a concept whose whole code is silent is written nothing and learns next to
-nothing. So the code's last layer is fitted first, in closed form.
+nothing. So the code's last layer is fitted first, in closed form, and while the rest learns a hinge holds every number
+on its side: without, numbers of other concepts join in, or the concept's own goes out, for some of the sentences.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ DRAWN = 0.05
 """Length of what was drawn, beside the fitted weights, that is left on top, so that numbers of one concept differ. With
 six times as much, a third of the kept prompts start with a code above zero, and silencing them costs concepts again.
 """
+MARGIN = 0.2
+"""How far on its side each number is held; a fitted one is at 1 or -1 in the mean."""
 TIMES = tuple(k / 16 for k in range(1, 17))
 """Shares of virtual time at which it is fitted."""
 
@@ -37,25 +40,51 @@ def detector(features: Tensor, hit: Tensor) -> tuple[Tensor, Tensor]:
     return found[:-1], found[-1]
 
 
+def switched(about: Tensor, code: int) -> Tensor:
+    """Which numbers of the code a prompt is to switch on, bool [A, code], of which concepts it names, bool [A, C]:
+    number j stands for concept j mod C, or where there are more concepts than numbers for every concept whose index is
+    j mod `code`.
+    """
+    several = min(about.shape[1], code)
+    return torch.stack([about[:, j % several :: several].any(1) for j in range(code)], 1)
+
+
+def apart(z: Tensor, on: Tensor) -> Tensor:
+    """Hinge loss of each number of the code against its side of zero, max(0, margin -+ z), z [A, code] before negative
+    ones are cut, `on` [A, code]; both sides weigh the same, however many they are, and the numbers are averaged.
+    """
+    loss = torch.where(on, MARGIN - z, MARGIN + z).relu()
+    one, other = on.float(), (~on).float()
+    sides = one / one.sum(0).clamp(min=1) + other / other.sum(0).clamp(min=1)
+    return (sides * loss).sum(0).mean()
+
+
+def codes(network: Hypernetwork, signals: Tensor, share: float) -> Tensor:
+    """A compact network's code for signals [A, D] at a share of virtual time, [A, code], negative ones not cut yet."""
+    given = (signals.float() - network.centre) / network.spread
+    times = torch.full((len(given),), share, device=given.device)
+    return network.trunk[:3](torch.cat([given, fourier(times, network.plan.waves)], 1))
+
+
 @torch.no_grad()
-def start_detecting(network: Hypernetwork, asked: Tensor, owner: Tensor, kept: Tensor) -> None:
-    """Fit a compact network's code: number j to concept j mod n, or where there are more concepts than numbers to every
-    concept whose index is j mod `code`.
+def start_detecting(network: Hypernetwork, asked: Tensor, about: Tensor, kept: Tensor) -> None:
+    """Fit a compact network's code: each number to the prompts that are to switch it on.
 
     Args:
         network: fresh, on the CPU, its signal's shift and scale set.
-        asked: signals of prompts that name an erased concept, [A, D].
-        owner: which one, [A], from 0.
+        asked: signals of prompts that name erased concepts, [A, D].
+        about: whether they name it, for each erased concept, bool [A, C].
         kept: signals of prompts that are to be written nothing, [K, D].
     """
     plan, signals = network.plan, torch.cat([asked, kept]).float().cpu()
     given = (signals - network.centre) / network.spread
     shares = [torch.full((len(given),), share) for share in TIMES]
     features = torch.cat([network.trunk[:2](torch.cat([given, fourier(s, plan.waves)], 1)) for s in shares])
-    which = torch.cat([owner.cpu(), torch.full((len(kept),), -1)]).repeat(len(TIMES))
-    several, last = min(int(owner.max()) + 1, plan.code), network.trunk[2]
+    off = torch.zeros(len(kept), plan.code, dtype=torch.bool)
+    on = torch.cat([switched(about.cpu(), plan.code), off]).repeat(len(TIMES), 1)
+    several, last = min(about.shape[1], plan.code), network.trunk[2]
     assert isinstance(last, nn.Linear)
-    found = [detector(features, (which >= 0) & (which % several == k)) for k in range(several)]
+    found = [detector(features, on[:, k]) for k in range(several)]
     for j in range(plan.code):
         weights, bias = found[j % several]
         row = last.weight[j].double()

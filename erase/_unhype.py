@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,7 +27,7 @@ from ..pipelines import (
     write_by_prompt,
 )
 from ..prompts import BOTH, EVERYDAY, Concept, InputError, fill
-from ._detect import start_detecting
+from ._detect import apart, codes, start_detecting, switched
 from ._esd import away
 from ._files import HYPER_CONFIG, HYPER_FILE
 from ._finetune import pick, sentences
@@ -52,11 +54,18 @@ MANNERS = (
 
 
 def forgotten(
-    concepts: Sequence[Concept], others: Sequence[Concept], *, contexts: int, synonyms: bool, compose: int
+    concepts: Sequence[Concept],
+    others: Sequence[Concept],
+    *,
+    contexts: int,
+    synonyms: bool,
+    compose: int,
+    beside: Sequence[Concept] = (),
 ) -> list[tuple[str, str]]:
     """Sentences that name a concept, each with its mapping: the same sentence naming the anchor, or without an anchor
     the empty one. With `compose`, so many sentences too for each preserved concept of the other kind (object, style)
-    that it is named beside; there, without an anchor, that other one stands alone.
+    that it is named beside; there, without an anchor, that other one stands alone. And half as many, one at least, for
+    each of those `beside` it, which are erased as well: there both give way to their anchors, and what has none goes.
     """
     out: list[tuple[str, str]] = []
     for concept in concepts:
@@ -64,15 +73,21 @@ def forgotten(
         out += zip(plain, sentences(concept, contexts=contexts, synonyms=synonyms, name=concept.anchor), strict=True)
         n = 0
         for name in concept.names if synonyms else concept.names[:1]:
-            for other in others:
+            for other in (*others, *beside):
                 if {concept.kind, other.kind} != {"object", "style"}:
                     continue
-                for k in range(compose):
+                kept = other.name if other in others else other.anchor
+                for k in range(compose if other in others else -(-compose // 2)):
                     template = BOTH[(n + k) % len(BOTH)]
                     old = fill(template, **{concept.kind: name, other.kind: other.name})
-                    new = {concept.kind: concept.anchor, other.kind: other.name}
-                    alone = sentences(other, contexts=2, synonyms=False)[1]
-                    out.append((old, fill(template, **new) if concept.anchor else alone))
+                    new = {c.kind: a for c, a in ((concept, concept.anchor), (other, kept)) if a}
+                    left = next((c for c in (concept, other) if c.kind in new), None)
+                    if len(new) == 2:
+                        out.append((old, fill(template, **new)))
+                    elif left:
+                        out.append((old, sentences(left, contexts=2, synonyms=False, name=new[left.kind])[1]))
+                    else:
+                        out.append((old, ""))
                 n += compose
     return out
 
@@ -83,7 +98,8 @@ def silent(
     """Prompts for which nothing is to be written: the empty one, the mappings, sentences of preserved concepts, alone
     and (with `compose`) two by two, and what people ask any model for. None of them names an erased concept.
     """
-    named = forgotten(concepts, others, contexts=contexts, synonyms=synonyms, compose=compose)
+    how: dict[str, Any] = {"contexts": contexts, "synonyms": synonyms, "compose": compose}
+    named = forgotten(concepts, others, **how, beside=concepts)
     texts = ["", *(new for _, new in named)]
     texts += [s for c in others for s in sentences(c, contexts=contexts, synonyms=True)]
     for concept in (c for c in others if c.kind == "object" and compose):
@@ -133,8 +149,9 @@ class Training:
             spread = both.std(0)
             network.centre.copy_(self.kept.mean(0))
             network.spread.copy_(spread.clamp(min=max(1e-6, 0.05 * float(spread.max()))))
-        if detect := s.architecture == "compact" and s.detect:
-            start_detecting(network, self.asked, self.owner, self.kept)
+        self.detects = detect = s.architecture == "compact" and s.detect
+        if detect:
+            start_detecting(network, self.asked, self.about, self.kept)
         network.load_state_dict(session.share(network.state_dict()))
         self.network = network.to(backbone.device)
         self._flags = [(p, p.requires_grad) for p in backbone.denoiser.parameters()]
@@ -153,10 +170,13 @@ class Training:
     def _encode(self, read: Read) -> None:
         s, concepts, others = self.settings, self.task.concepts, self.task.preserve
         how: dict[str, Any] = {"contexts": s.contexts, "synonyms": s.synonyms, "compose": s.compose}
-        each = [forgotten((c,), others, **how) for c in concepts]
+        each = [forgotten((c,), others, **how, beside=concepts) for c in concepts]
         self.turns = turns([len(pairs) for pairs in each])
         self.prompts, mappings = ([pair[k] for pairs in each for pair in pairs] for k in (0, 1))
-        self.owner = torch.cat([torch.full((len(pairs),), k) for k, pairs in enumerate(each)])
+        own = [[c is concept for c in concepts] for concept, pairs in zip(concepts, each, strict=True) for _ in pairs]
+        words = [re.compile("|".join(rf"\b{re.escape(n)}\b" for n in c.names), re.IGNORECASE) for c in concepts]
+        read_in = [[bool(w.search(text)) for w in words] for text in self.prompts]
+        self.about = torch.tensor(own) | torch.tensor(read_in)
         self.concept = self.backbone.encode(self.prompts)
         unique = list(dict.fromkeys(mappings))
         self.mapping = self.backbone.encode(unique)
@@ -165,6 +185,8 @@ class Training:
         texts = silent(concepts, others, **how)
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.task.seed)).tolist()
         self.texts = [texts[k] for k in order[: MANY * s.retained]]
+        said = json.dumps([self.prompts, mappings, self.texts]).encode()
+        self.said = torch.tensor(list(hashlib.sha256(said).digest()), dtype=torch.uint8)
         self.asked = prompt_signals(self.backbone, self.prompts, read)
         self.kept = prompt_signals(self.backbone, self.texts, read)
 
@@ -246,6 +268,8 @@ class Training:
             kept = 0.0
             for part in self.session.parts(len(rows)):
                 kept += self._retain(rows[part], (part.stop - part.start) / len(rows))
+            if self.detects and s.hold:
+                self._hold()
             self.session.update(self.keeping, s.clip)
         logs = {"loss": self.session.sum(error), "gradient": gradient}
         logs |= {"slope": self.session.sum(self._slope)} if s.objective != "direct" else {}
@@ -291,6 +315,14 @@ class Training:
         self.session.backward(share * loss)
         return share * loss.item()
 
+    def _hold(self) -> None:
+        """Gradients of the hinge that keeps the code a detector, over all sentences; every process does all of it."""
+        s, asked = self.settings, self.asked
+        z = codes(self.network, torch.cat([asked, self.kept]), self.time / s.times)
+        on = z.new_zeros(z.shape, dtype=torch.bool)
+        on[: len(asked)] = switched(self.about, s.code).to(z.device)
+        self.session.backward(s.hold * apart(z, on) / self.session.accelerator.num_processes)
+
     # ------------------------------------------------------------ the rest of a trainer
 
     def state(self) -> dict[str, Tensor]:
@@ -299,9 +331,14 @@ class Training:
             **optimiser_state(self.removing, self.names, prefix="removing"),
             **optimiser_state(self.keeping, self.names, prefix="keeping"),
             **{f"pool/{k}": v for k, v in self.pool.items()},
+            "sentences": self.said,
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        if not torch.equal(state.get("sentences", torch.zeros(0, dtype=torch.uint8)), self.said):
+            raise InputError(
+                "the checkpoint learnt from other sentences than these: resume with the version that wrote it"
+            )
         self.network.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("network/")})
         restore_optimiser(self.removing, self.names, state=state, prefix="removing")
         restore_optimiser(self.keeping, self.names, state=state, prefix="keeping")
@@ -341,7 +378,7 @@ def planned(settings: UnHype, sheet: Sheet) -> Needs:
     if not sizes:
         raise InputError(f"{backbone.name} has nothing to train in the group {s.train!r}")
     how: dict[str, Any] = {"contexts": s.contexts, "synonyms": s.synonyms, "compose": s.compose}
-    pairs = forgotten(task.concepts, task.preserve, **how)
+    pairs = forgotten(task.concepts, task.preserve, **how, beside=task.concepts)
     texts = min(MANY * s.retained, len(silent(task.concepts, task.preserve, **how)))
     prompts = len(pairs) + len({m for _, m in pairs})
     read = backbone.reads if s.signal == "auto" else s.signal

@@ -44,8 +44,12 @@ class UnHype:
     detect: bool = field(
         default=True, metadata={"help": "compact: start each number of the code as a detector of an erased concept"}
     )
+    hold: float = field(
+        default=1.0,
+        metadata={"help": "with detect: weight of holding every number to its concept, beside retaining (>= 0)"},
+    )
     trunk_lr: float = field(
-        default=0.1, metadata={"help": "with detect: the trunk's learning rates as a share of the others' (> 0)"}
+        default=0.03, metadata={"help": "with detect: the trunk's learning rates as a share of the others' (> 0)"}
     )
     signal: Signal = field(
         default="auto", metadata={"help": "what of the prompt is read: pooled, last (text state), mean, or auto"}
@@ -141,7 +145,7 @@ class UnHype:
             ("rank", "hidden", "code", "times", "steps", "batch", "retained", "contexts", "sampler_steps"), 1
         )
         least |= dict.fromkeys(
-            ("retain_lr", "clip", "gamma", "remove", "retain", "retain_times", "compose", "pool", "refresh"), 0
+            ("retain_lr", "clip", "gamma", "remove", "retain", "hold", "retain_times", "compose", "pool", "refresh"), 0
         )
         for name, low in least.items():
             if not low <= getattr(self, name) < float("inf"):

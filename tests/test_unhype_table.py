@@ -49,7 +49,9 @@ def test_what_is_not_erased_is_said_by_name(report):
     assert {t: v["seen"] for t, v in ink["held-out"].items()} == dict(zip(HELD_OUT, (0, 11, 0), strict=True))
     assert len(said["not_erased"]) == 20
     assert all("crescent" in r["text"] or r["text"].startswith("in ink style") for r in said["not_erased"])
-    assert said["two_at_once"] == {"n": 5, "object": 0, "style": 0, "object, unerased": 5, "style, unerased": 5}
+    both = {n: {"seen": 0, "n": 5} for n in NAMES}
+    figures = {"n": 5, "object": 0, "style": 0, "object, unerased": 5, "style, unerased": 5, "by_concept": both}
+    assert said["two_at_once"] == figures
 
 
 def test_h_o_is_the_evaluators(report):
@@ -76,6 +78,9 @@ def test_a_row_says_all_that_is_asked(report, canvas, tmp_path, monkeypatch, cap
     assert row["synonyms_trained"] is False
     assert {"erased", "kept", "kept, held-out", "kept, everyday", "kept, empty"} <= set(row["norms"])
     assert row["norms"]["kept"]["n"] == 11 * 9
+    assert row["norms"]["kept, requests"]["n"] > 300
+    assert 700 < row["norms"]["kept, another world"]["n"] < 51 * 20
+    assert set(row["hits"]) == set(row["hits_control"])
     added = {"added, percent", "added processor time, percent"}
     assert set(row["latency"]["erased"]) == {"prompt", "without", "with", *added}
     prompts = [row["latency"][k]["prompt"] for k in ("erased", "kept")]
