@@ -12,10 +12,10 @@ from rich.table import Table
 
 from ..prompts import InputError
 from .cli import DeviceOption, ForceOption, JsonOption, _say
-from .compare import show
+from .compare import check_measured, show
 
 if TYPE_CHECKING:
-    from ..eval import Judges
+    from ..eval import Judges, Steps
     from ..prompts import World
 
 ProtocolOption = Annotated[str, typer.Option("--protocol", help="unlearncanvas or canvas.")]
@@ -99,6 +99,7 @@ def score(
             raise InputError("--real measures judges of your own: name them with --judges")
         measure(tools, real)
     report = score_answers(folder, tools, concepts=concept or (), control=control, only=names, seeds=seed_list(seeds))
+    check_measured(report.scores)
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     if out_file is not None:
         write_text(out_file, text)
@@ -171,15 +172,22 @@ def unpack(
     _say(f"{sum(1 for _ in made.rglob('*.jpg'))} images in {made}")
 
 
-def steps_table(rows: list[dict[str, object]], title: str) -> Table:
-    """Sequential erasure, a row for each step and concept."""
+def steps_table(done: Steps, score: str, title: str) -> Table:
+    """Sequential erasure by one score: a row for each step and concept, beside the unerased model's."""
+    rows = [(r, done.reports[r["step"] - 1].by_concept[r["concept"]][score].to_json()) for r in done.table(score)]
+    unit = next((s["unit"] for _, s in rows if "unit" in s), "")
+    digits = 1 if unit == "%" else 3
     table = Table(title=title)
-    for column in ("step", "concept", "erased at", "ua", "95 % interval", "rebound"):
+    for column in ("step", "concept", "erased at", f"{score}, {unit}" if unit else score):
         table.add_column(column, justify="left" if column == "concept" else "right")
-    for r in rows:
+    for column in ("95 % interval", "n", "unerased", "rebound"):
+        table.add_column(column, justify="right")
+    for r, s in rows:
         head = str(r["step"]), str(r["concept"]), str(r["erased at"])
-        if r["value"] is None:
-            table.add_row(*head, "-", str(r["reason"]), "")
-        else:
-            table.add_row(*head, f"{r['value']:.1f}", f"{r['low']:.1f} .. {r['high']:.1f}", f"{r['rebound']:+.1f}")
+        if "reason" in s:
+            table.add_row(*head, "-", s["reason"])
+            continue
+        value, low, high = (f"{s[k]:.{digits}f}" for k in ("value", "low", "high"))
+        control = "-" if s["control"] is None else f"{s['control']:.{digits}f}"
+        table.add_row(*head, value, f"{low} .. {high}", str(s["n"]), control, f"{r['rebound']:+.{digits}f}")
     return table

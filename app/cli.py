@@ -386,7 +386,7 @@ def evaluate(
     from ..eval import evaluate as run
 
     names = [n.strip() for n in only.split(",") if n.strip()] if only else None
-    tools = choose(names, settings or ())
+    tools = choose(names or (["ua"] if sequential else None), settings or ())
     if out_file is not None:
         check_target(out_file, force)
     loaded = _erasers(eraser)
@@ -406,19 +406,21 @@ def evaluate(
     side = Control(backbone, how, judges=seers, every_seed=every_seed)
     if sequential:
         from ..eval import in_sequence
-        from .answers import steps_table
+        from .answers import say_judges, steps_table
 
         if keep is not None:
             raise InputError("--sequential keeps no galleries: leave out --keep")
-        done = in_sequence(loaded, backbone, only=names or ["ua"], control=side)
-        rows = done.table((names or ["ua"])[0])
+        done = in_sequence(loaded, backbone, only=tools, control=side)
+        rows = done.table(next(iter(tools)))
         text = json.dumps({"steps": rows, "reports": [r.to_json() for r in done.reports]}, indent=1, ensure_ascii=False)
         if out_file is not None:
             write_text(out_file, text)
         if as_json:
             print(text)
             return
-        out.print(steps_table(rows, f"{len(loaded)} erasers in sequence on {backbone.name}, percent"))
+        for name in tools:
+            out.print(steps_table(done, name, f"{len(loaded)} erasers in sequence on {backbone.name}"))
+        say_judges(done.reports[-1].settings)
         return
     report = run(loaded, backbone, only=tools, control=side, keep=keep, force=force)
     report.settings["cost"] = [cost_of(Path(e)) or "not recorded" for e in eraser]
@@ -433,6 +435,9 @@ def evaluate(
 
         show(f"{', '.join(c for e in loaded for c in e.recipe.names)} on {backbone.name}", report.scores)
         say_judges(report.settings)
+    from .compare import check_measured
+
+    check_measured(report.scores)
     if record:  # last: whatever comes of it, the scores were told
         Eraser.record_scores(eraser[0], report.summary())
 

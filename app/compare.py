@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from ..prompts import InputError
 from .cli import JsonOption, SetOption, err, out
 
 if TYPE_CHECKING:
@@ -38,10 +39,18 @@ def compare(
     for image in (i for side in sides for i in side.images):
         image.close()  # each is read once: a damaged one is named before anything is measured
     scores = run(sides[0], sides[1], concept, only=tools)
+    check_measured(scores)
     if as_json:
         print(json.dumps({k: v.to_json() for k, v in scores.items()}, indent=1, ensure_ascii=False))
         return
     show(f"{erased} beside {original}", scores)
+
+
+def check_measured(scores: Mapping[str, Score | NotApplicable]) -> None:
+    """Refuse scores none of which could be measured. Raises `InputError` with the reason of each."""
+    reasons = [f"{n}: {row['reason']}" for n, s in scores.items() if "reason" in (row := s.to_json())]
+    if len(reasons) == len(scores):
+        raise InputError(f"nothing was measured; {'; '.join(reasons)}")
 
 
 def show(title: str, scores: Mapping[str, Score | NotApplicable]) -> None:

@@ -19,6 +19,7 @@ from ..prompts import InputError, Prompt, canvas
 from ._distances import Distance, plain
 from ._evaluator import GRID, NO_CONTROL, Case
 from ._features import BATCH, Picked, extractor
+from ._gallery import UNREADABLE
 from ._score import NotApplicable, Score
 
 DRAWINGS = 2
@@ -170,7 +171,7 @@ def _read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as f:
             return f.convert("RGB")
-    except OSError as error:
+    except UNREADABLE as error:
         raise InputError(f"cannot read {path} ({error}): mend it or take it out of the reference") from error
 
 

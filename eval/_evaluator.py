@@ -78,7 +78,7 @@ class Case:
             domain: "object" or "style".
             targets: whether images count that ask for the concept, if the domain is the other one; of each of their
                 cells as many as of the other cells.
-            photo: whether the unstylised photographs count as a style.
+            photo: whether the unstylised photographs count as a style; the objects in them count either way.
         """
         mine = domain == self.domain
         rows = self.others() if mine or not targets else sorted([*self.others(), *self._thinned(self.targets())])

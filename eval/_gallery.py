@@ -26,6 +26,9 @@ from ._spool import Fetched, Unkept
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises of a file that is missing or damaged."""
+
 Noise = Literal["image", "sequence"]
 
 
@@ -182,7 +185,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as f:
             return f.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InputError(f"cannot read {path} ({error}): draw the gallery again") from error
 
 

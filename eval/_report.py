@@ -22,6 +22,7 @@ from ..prompts import CANVAS, InputError
 from ._benchmark import RECORD, rows_of
 from ._cells import Cells, Row, import_rows, key_of, slug
 from ._charts import Point, frontier, grid_of, heat_map
+from ._gallery import UNREADABLE
 from ._grid import grid, save_image
 from ._paired import DOMAINS, JUDGED, comparable, plan_of, world_of
 from ._table import (
@@ -378,7 +379,7 @@ def _open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as f:
             return f.convert("RGB")
-    except OSError as error:
+    except UNREADABLE as error:
         raise InputError(f"cannot read the picture {path} ({error}): delete its cell, and it is drawn again") from error
 
 

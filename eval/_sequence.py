@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from ..erase import Eraser
 from ..pipelines import Backbone
 from ..prompts import InputError
 from ._evaluate import Control, Report, evaluate
+from ._evaluator import Evaluator
 from ._gallery import check_remembered
 from ._score import Score
 
@@ -53,7 +54,7 @@ def in_sequence(
     erasers: Sequence[Eraser],
     backbone: Backbone,
     *,
-    only: Sequence[str] | None = None,
+    only: Sequence[str] | Mapping[str, Evaluator] | None = None,
     control: Control | None = None,
 ) -> Steps:
     """Attach erasers one after the other and score every concept erased so far after each (UnlearnCanvas' sequential

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, ViTConfig
 
 from ..erase import Filed, filed, write_folder
-from ..pipelines import chosen_device, quiet, step_generator
+from ..pipelines import chosen_device, quiet, some, step_generator
 from ..prompts import UNLEARN_CANVAS, InputError, World, first_line, unknown
 from ._convert_judge import DOMAINS
 from ._gallery import read_image
@@ -28,6 +28,7 @@ from ._judge import LENS_FILE, RECORD_FILE, Judges, Lens
 from ._score import wilson
 
 LAST_TRAINED = 18
+TRAINING, TEST = "training images (1 to 18)", "test images (19 and 20)"
 
 
 @dataclass(frozen=True)
@@ -112,18 +113,41 @@ def split(data: Path, kind: str, world: World) -> tuple[list[tuple[Filed, int]],
     (UnlearnCanvas' ten others) are passed over.
     """
     numbers = {n.lower(): k for k, n in enumerate(world.names(kind))}
-    cells = {d: {n.lower() for n in world.names(d)} for d in DOMAINS}
-    rows = [f for f in filed(data) if f.style in cells["style"] and f.object in cells["object"]]
-    labelled = [(f, numbers[getattr(f, kind)]) for f in rows]
-    train = [r for r in labelled if r[0].number <= LAST_TRAINED]
-    test = [r for r in labelled if r[0].number > LAST_TRAINED]
-    for what, part in (("training images (1 to 18)", train), ("test images (19 and 20)", test)):
-        if lacking := [n for n in world.names(kind) if numbers[n.lower()] not in {k for _, k in part}]:
-            raise InputError(
-                f"{data} has no {what} of {lacking[0]!r} ({len(lacking)} of {len(numbers)} {kind}s lack them): "
-                f"expected {world.name} as style/object/1.jpg to 20.jpg"
-            )
-    return train, test
+    rows = _of_world(data, world)
+    train = [f for f in rows if f.number <= LAST_TRAINED]
+    test = [f for f in rows if f.number > LAST_TRAINED]
+    _check_whole(train, data, kind, world, TRAINING)
+    _check_whole(test, data, kind, world, TEST)
+    labelled = [[(f, numbers[getattr(f, kind)]) for f in part] for part in (train, test)]
+    return labelled[0], labelled[1]
+
+
+def held_out(data: Path, world: World) -> list[Filed]:
+    """The test images, with every object and every style among them.
+
+    Raises:
+        InputError: a folder laid out otherwise, or a concept without test images.
+    """
+    rows = [f for f in _of_world(data, world) if f.number > LAST_TRAINED]
+    for kind in DOMAINS:
+        _check_whole(rows, data, kind, world, TEST)
+    return rows
+
+
+def _of_world(data: Path, world: World) -> list[Filed]:
+    """The images of styles and objects that the world has."""
+    names = {d: {n.lower() for n in world.names(d)} for d in DOMAINS}
+    return [f for f in filed(data) if f.style in names["style"] and f.object in names["object"]]
+
+
+def _check_whole(rows: Sequence[Filed], data: Path, kind: str, world: World, what: str) -> None:
+    """Make sure that every concept of a kind is among some images."""
+    there, names = {getattr(f, kind) for f in rows}, world.names(kind)
+    if lacking := [n for n in names if n.lower() not in there]:
+        raise InputError(
+            f"{data} has no {what} of {some(lacking)} ({len(lacking)} of {len(names)} {kind}s lack them): "
+            f"expected {world.name} as style/object/1.jpg to 20.jpg"
+        )
 
 
 def _student(lesson: Lesson, labels: list[str]) -> tuple[PreTrainedModel, Lens]:
@@ -203,17 +227,20 @@ def told(hits: int, n: int) -> dict[str, Any]:
 def measure(judges: Judges, data: str | os.PathLike[str], *, batch: int = 64) -> dict[str, dict[str, Any]]:
     """How often judges are right on the real images that they were not trained on (19 and 20): by kind. It is written
     beside each of them, and printed with every score from then on.
+
+    Raises:
+        InputError: a folder laid out otherwise, an object or a style without such images, or an unreadable one.
     """
     out = {}
-    rows = split(Path(data), "object", judges.world)[1]
+    rows = held_out(Path(data), judges.world)
     names = {d: {n.lower(): n for n in judges.world.names(d)} for d in DOMAINS}
     seen: dict[str, list[str]] = {"object": [], "style": []}
-    for part in _batches(rows, batch):
-        verdict = judges.look([read_image(f.path) for f, _ in part], batch)
+    for k in range(0, len(rows), batch):
+        verdict = judges.look([read_image(f.path) for f in rows[k : k + batch]], batch)
         seen["object"] += verdict.objects
         seen["style"] += verdict.styles
     for kind in DOMAINS:
-        hits = sum(s == names[kind][getattr(f, kind)] for s, (f, _) in zip(seen[kind], rows, strict=True))
+        hits = sum(s == names[kind][getattr(f, kind)] for s, f in zip(seen[kind], rows, strict=True))
         out[kind] = told(hits, len(rows))
         path = judges.folders[kind] / RECORD_FILE
         record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,9 +1,11 @@
 """Image metrics against other people's code, numpy and hand-made cases; no weights are downloaded."""
 
+import io
 import json
 import math
 import re
 import statistics
+import struct
 import sys
 import types
 from dataclasses import replace
@@ -645,6 +647,24 @@ def test_only_the_images_without_the_concept_count(world):
     assert soft.low < soft.value < soft.high
 
 
+def huge_bmp() -> bytes:
+    """A BMP whose header was damaged: it says more pixels than Pillow opens."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "BMP")
+    data = bytearray(buffer.getvalue())
+    data[18:26] = struct.pack("<ii", 30_000, 30_000)
+    return bytes(data)
+
+
+class Counted:
+    """How many images ask for the concept, and how many count as kept."""
+
+    higher_is_better, about = True, "a count"
+
+    def score(self, case):
+        return NotApplicable(f"{len(case.targets())} asked, {len(case.others())} kept")
+
+
 class TestReferences:
     def test_drift_has_an_honest_zero(self, world):
         prompts, images = world
@@ -672,6 +692,9 @@ class TestReferences:
         assert find("recall")(reference=str(tmp_path)).score(case).value == 100
         (tmp_path / "broken.jpg").write_bytes(b"no image")
         with pytest.raises(InputError, match=r"cannot read .*broken\.jpg"):
+            find("cmmd")(reference=str(tmp_path)).score(case)
+        (tmp_path / "broken.jpg").rename(tmp_path / "broken.bmp").write_bytes(huge_bmp())
+        with pytest.raises(InputError, match=r"cannot read .*broken\.bmp .*mend it"):
             find("cmmd")(reference=str(tmp_path)).score(case)
 
     def test_refusals(self, world, tmp_path):
@@ -726,6 +749,92 @@ class TestAnyPipeline:
             compare(erased, Gallery(original.prompts[:-1], original.images[:-1], {}))
         with pytest.raises(InputError, match="expected the name of the erased concept"):
             compare(original, original)
+        with pytest.raises(InputError, match="at least one image"):
+            compare(Gallery((), (), erased.manifest), Gallery((), (), {}))
+
+    def test_what_was_not_drawn_alike(self, galleries):
+        """As far as both manifests tell."""
+        erased, original = galleries
+        how = {"steps": 25, "guidance": 7.5, "sampler": None, "batch": 8, "noise": "image"}
+        told = {"model": "sd", "fingerprint": "f0", "precision": "float32 on cpu", "erasers": [], "sampling": how}
+        mine = {**told, **erased.manifest}
+        tool = {"counted": Counted()}
+
+        def run(mine, other):
+            return compare(replace(erased, manifest=mine), replace(original, manifest=other), only=tool)
+
+        run(mine, told)
+        run(mine, {**told, "sampling": {**how, "batch": 60}})
+        run(mine, {"erasers": []})
+        run({"erasers": mine["erasers"]}, told)
+        for change, message in (
+            ({"model": "sdxl"}, "model 'sd' and 'sdxl': draw both with one"),
+            ({"fingerprint": "f1"}, "fingerprint 'f0' and 'f1'"),
+            ({"precision": "float16 on cuda"}, "precision 'float32 on cpu' and 'float16 on cuda'"),
+            ({"sampling": {**how, "noise": "sequence", "steps": 5}}, "steps 25 and 5; noise 'image' and 'sequence'"),
+        ):
+            with pytest.raises(InputError, match=message):
+                run(mine, {**told, **change})
+        few = {**mine, "erasers": [{**mine["erasers"][0], "drawing": {"steps": 4}}]}
+        few["sampling"] = {**how, "steps": 4, "guidance": 1.0}
+        run(few, told)
+        with pytest.raises(InputError, match="noise 'image' and 'sequence'"):
+            run(few, {**told, "sampling": {**how, "noise": "sequence"}})
+        baked = {**told, "model": "sd-without-van-gogh", "fingerprint": "f1"}
+        with pytest.raises(InputError, match="expected the name of the erased concept"):
+            run(baked, told)
+        only = {"only": tool, "concept": "van gogh"}
+        compare(replace(erased, manifest=baked), replace(original, manifest=told), **only)
+        half = replace(erased, manifest={**baked, "precision": "float16 on cuda"})
+        with pytest.raises(InputError, match="precision"):
+            compare(half, replace(original, manifest=told), **only)
+        for wrong in ((told, mine), (mine, mine)):
+            with pytest.raises(InputError, match="an original drawn without erasers, got one without van gogh"):
+                run(*wrong)
+
+    def test_names_pair_up_however_capitalised(self, galleries):
+        erased, original = galleries
+        tool = {"counted": Counted()}
+        asked = [p.concept == "van gogh" for p in erased.prompts]
+        told = NotApplicable(f"{sum(asked)} asked, {len(asked) - sum(asked)} kept")
+        mixed = tuple(
+            replace(p, concept=p.concept.title() if k % 2 else p.concept) for k, p in enumerate(erased.prompts)
+        )
+        manifest = {"erasers": [{"concepts": [{"name": "Van Gogh", "kind": "style"}]}]}
+        for prompts in (erased.prompts, mixed):
+            sides = Gallery(prompts, erased.images, manifest), replace(original, prompts=prompts)
+            assert compare(*sides, only=tool)["counted"] == told
+            assert compare(*sides, " VAN GOGH", only=tool)["counted"] == told
+
+    def test_a_concept_that_no_prompt_names(self, galleries):
+        erased, original = galleries
+        tool = {"counted": Counted()}
+        with pytest.raises(InputError, match="the prompts name 'van go': did you mean 'van gogh'"):
+            compare(erased, original, "van go", only=tool)
+
+        def unnamed(text):
+            prompts = tuple(Prompt(text, k) for k in range(len(erased.prompts)))
+            sides = Gallery(prompts, erased.images, erased.manifest), Gallery(prompts, original.images, {})
+            return compare(*sides, only=tool)["counted"]
+
+        with pytest.raises(InputError, match="in a column `concept`, got none, though 60 ask for it, such as 'a Van G"):
+            unnamed("a Van Gogh of the sea")
+        assert unnamed("a cat").reason == "0 asked, 60 kept", "captions that name nothing: all are kept"
+
+    def test_nothing_measured_is_no_success(self, galleries, tmp_path):
+        from test_cli import run
+
+        for side, gallery in zip(("erased", "original"), galleries, strict=True):
+            gallery.save(tmp_path / side)
+        args = ("compare", tmp_path / "erased", tmp_path / "original", "--only")
+        for more in ((), ("--json",)):
+            code, out, err = run(*args, "ua,fid", *more)
+            assert (code, out) == (2, "")
+            assert "nothing was measured; ua: no judge looked at these images; fid: no reference" in " ".join(
+                err.split()
+            )
+        code, out, err = run(*args, "ua,lpips", "--set", "lpips.network=canvas")
+        assert (code, "no judge looked" in out) == (0, True), err
 
     def test_from_the_command_line(self, galleries, tmp_path):
         from test_cli import run

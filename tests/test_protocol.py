@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import time
 from dataclasses import replace
 
@@ -255,6 +256,7 @@ class TestConventions:
         chosen = find("cra")(targets=True).score(case)
         assert (chosen.value, chosen.details["convention"]) == (pytest.approx(100 * 50 / 51), included)
         assert find("ira")(photo=False).score(case).value == pytest.approx(100 * 48 / 49)
+        assert find("cra")(photo=False).score(case) == cra, "objects in photographs count either way"
 
     def test_object(self):
         def see(p):
@@ -376,6 +378,7 @@ class TestAnswerSets:
         fails("did you mean 'Monet'", concepts=("--concept", "Monnet"))
         fails("expected a concept, or a style and an object", concepts=("--concept", "Monet x Van Gogh"))
         fails("unknown evaluator 'uaa'", "--only", "uaa")
+        fails("nothing was measured; fid: no images of the unerased model were given", "--only", "fid", "--json")
         fails("no such answer set", folder=tmp_path / "none")
         (tmp_path / "empty").mkdir()
         fails("is empty: expected 24 images such as Van_Gogh_Dogs_seed188.jpg", folder=tmp_path / "empty")
@@ -648,7 +651,8 @@ class TestTrainJudge:
         with pytest.raises(InputError, match=r"expected images as style/object/1\.jpg"):
             filed(tmp_path)
         (tmp_path / "Monet/Dogs/one.jpg").rename(tmp_path / "Monet/Dogs/1.jpg")
-        with pytest.raises(InputError, match=r"no training images \(1 to 18\) of 'Van Gogh' \(3 of 4 styles"):
+        message = r"no training images \(1 to 18\) of 'Van Gogh', 'Ink Art', 'Seed Images' \(3 of 4 styles"
+        with pytest.raises(InputError, match=message):
             split(tmp_path, "style", SMALL)
 
     def test_it_learns_and_is_measured(self, data, tmp_path):
@@ -662,6 +666,25 @@ class TestTrainJudge:
         tools = Judges.from_folder(tmp_path / "j", SMALL)
         assert measure(tools, data) == told, "the judges read from files are those that were trained"
         assert tools.record()["style"]["accuracy on real images"] == told["style"]
+
+    def test_judges_are_measured_on_every_concept_or_not_at_all(self, data, judges, tmp_path):
+        """Test images alone are enough; a style less, and nothing is written."""
+        for path in (p for n in (19, 20) for p in data.glob(f"*/*/{n}.jpg")):
+            copy = tmp_path / "test" / path.relative_to(data)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+        tools = Judges.from_folder(judges, SMALL)
+        found = measure(tools, tmp_path / "test")
+        assert found["style"]["n"] == found["object"]["n"] == 24
+        written = (judges / "style/judge.json").read_bytes()
+        for gone, message in (("Monet/*", "'Monet' .1 of 4 styles"), ("*/Dogs", "'Dogs' .1 of 3 objects")):
+            for folder in (tmp_path / "test").glob(gone):
+                folder.rename(tmp_path / f"{folder.parent.name}-{folder.name}")
+            with pytest.raises(InputError, match=rf"no test images \(19 and 20\) of {message}"):
+                measure(tools, tmp_path / "test")
+            for folder in tmp_path.glob("*-*"):
+                folder.rename(tmp_path / "test" / folder.name.replace("-", "/"))
+        assert (judges / "style/judge.json").read_bytes() == written
 
     def test_the_same_seed_is_the_same_judge_and_a_start_is_used(self, data, tmp_path):
         short = replace(self.LESSON, epochs=1)
@@ -792,6 +815,18 @@ def test_commands_on_a_model_of_another_world(judges, tmp_path):
     steps = json.loads(out)
     assert [r["concept"] for r in steps["steps"]] == ["Monet", "Monet", "Sea"]
     assert steps["reports"][1]["by_concept"] == told["by_concept"]
+    how = (*how[:6], "--steps", 1, "--only", "cra,ira", "--set", "cra.targets=true", "--sequential")
+    code, out, err = run("evaluate", *both, *how, "--json")
+    assert code == 0, err
+    last = json.loads(out)["reports"][1]["by_concept"]["Sea"]["cra"]
+    assert last["details"]["convention"].startswith("target images included"), "--set is used"
+    code, out, err = run("evaluate", *both, *how)
+    assert code == 0, err
+    for head in ("cra, %", "ira, %"):
+        assert re.search(rf"{head}\W+95 % interval\W+n\W+unerased\W+rebound", out), out
+    row = f"{last['value']:.1f} .+ {last['n']} .+ {last['control']:.1f} "
+    assert re.search(row, next(line for line in out.splitlines() if "Sea" in line)), out
+    assert "judges on real images" in out
     assert run("evaluate", *both, "--steps", 1)[0] == 2, "its world is not known without --judges"
 
 
