@@ -76,7 +76,7 @@ def benchmark(
             place = world(protocol) if protocol else UNLEARN_CANVAS if judges is not None else CANVAS
             given = _settings(settings)
             if chosen is not None:
-                given = _chosen(chosen, given, _names(methods))
+                given = _chosen(chosen, given, methods=_names(methods), models=_names(models))
             plan = Plan(
                 methods=_names(methods),
                 concepts=_concepts(concepts, split, place),
@@ -151,12 +151,12 @@ def _settings(source: str | None) -> dict[str, list[dict[str, Any]]]:
 
 
 def _chosen(
-    folder: Path, given: dict[str, list[dict[str, Any]]], methods: tuple[str, ...]
+    folder: Path, given: dict[str, list[dict[str, Any]]], *, methods: tuple[str, ...], models: tuple[str, ...]
 ) -> dict[str, list[dict[str, Any]]]:
     """The settings that did best in a benchmark on dev concepts; methods without any keep what was given."""
     from ..eval import best, rows_of
 
-    found = {m: s for m, s in best(rows_of(folder)).items() if m in methods}
+    found = {m: s for m, s in best(rows_of(folder), models).items() if m in methods}
     if clash := sorted(set(found) & set(given)):
         raise InputError(f"the settings of {', '.join(clash)} are both given and chosen by {folder}: leave one out")
     return given | found

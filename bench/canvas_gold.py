@@ -126,7 +126,7 @@ def score(method: str, name: str, folder: Path, control: Control, out: Path) -> 
     model = control.backbone.name
     prompts = tuple(control.plan(concept))
     base, seen_base = control.side(prompts)
-    gallery = draw(load(str(folder)), prompts, how=control.how, label=f"{method} {name}")
+    gallery = draw(load(str(folder), dtype="float32"), prompts, how=control.how, label=f"{method} {name}")
     seen = control.judges.look(gallery.images)
     case = Case(concept, frozenset({name}), gallery, base, seen, seen_base)
     scores = {n: t.score(case) for n, t in choose([*evaluators(unasked=True), *IMAGES]).items()}
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if any((r["model"], r["concept"]) == (args.model, name) for r in found):
             continue
         start = time.perf_counter()
-        control = control or Control(load(args.model))
+        control = control or Control(load(args.model, dtype="float32"))
         new = rows(args.model, name, control, args.work, args.out)
         found += new
         log.parent.mkdir(parents=True, exist_ok=True)

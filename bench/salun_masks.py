@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from canvas_table import GAP, GOLD_ROWS, gap, rows_in
+
 from erasers.erase import write_text
 from erasers.eval import Plan, benchmark, paired
 from erasers.eval._cells import key_of
@@ -63,16 +65,18 @@ def means(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 
 def scores(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
-    """Every cell: value (change against the unerased control)."""
+    """Every cell: value (change against the unerased control), and the gap to the retrained model, if there is one."""
     lines = [
-        "| way | mask | concept | " + " | ".join(SCORES) + " | KB |",
-        "|---|---|---|" + "---:|" * (len(SCORES) + 1),
+        "| way | mask | concept | " + " | ".join([*SCORES, GAP]) + " | KB |",
+        "|---|---|---|" + "---:|" * (len(SCORES) + 2),
     ]
+    gold = rows_in(GOLD_ROWS)
     for (way, mask), rows in found.items():
         for row in rows:
             cells = [row["scores"][k] for k in SCORES]
             text = " | ".join("-" if c["value"] is None else f"{c['value']:.1f} ({c['change']:+.1f})" for c in cells)
-            lines.append(f"| {way} | {mask} | {row['concept']} | {text} | {row['bytes'] / 1e3:.0f} |")
+            text += f" | {gap(row, gold)} | {row['bytes'] / 1e3:.0f}"
+            lines.append(f"| {way} | {mask} | {row['concept']} | {text} |")
     return "\n".join(lines)
 
 

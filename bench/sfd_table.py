@@ -6,7 +6,8 @@ nothing, and what SFD makes of it, on the same prompts and seeds.
 erases each of --concepts, scores it beside the one-step generator (which is scored beside the base), times drawing, and
 writes OUT.jsonl (a row per concept and method), OUT.png (pictures) and a Markdown table to the screen. Every row says
 KID (x1000, features of the Canvas judges) of the images without the concept from the base's images of the same cells
-with other seeds. A rerun goes on where it stopped.
+with other seeds, and the gap to the model retrained without the concept, where `bench/canvas_gold.py` made one. A rerun
+goes on where it stopped.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import statistics
 import time
 from pathlib import Path
 from typing import Any
+
+from canvas_table import GAP, GOLD_ROWS, gap, rows_in
 
 from erasers.erase import Eraser, Loop, configure, erase, settings_of, write_text
 from erasers.eval import Case, Control, Evaluator, draw, evaluate, grid, save_image
@@ -108,14 +111,16 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """A line for each concept and model: value (change against the model named beside it)."""
     names = (*SCORES, "kid")
     lines = [
-        "| concept | model | beside | " + " | ".join(names) + " | images/s | s | KB |",
-        "|---|---|---|" + "---:|" * (len(names) + 3),
+        "| concept | model | beside | " + " | ".join([*names, GAP]) + " | images/s | s | KB |",
+        "|---|---|---|" + "---:|" * (len(names) + 4),
     ]
+    gold = rows_in(GOLD_ROWS)
 
     def line(r: dict[str, Any], what: tuple[str, str], scores: dict[str, Any], rate: float, cost: str) -> None:
         cells = [
             "-" if s["value"] is None else f"{s['value']:.1f} ({s['change']:+.1f})" for s in map(scores.get, names)
         ]  # type: ignore[index]
+        cells.append(gap({**r, "scores": scores}, gold))
         lines.append(f"| {r['concept']} | {what[0]} | {what[1]} | {' | '.join(cells)} | {rate:.1f} | {cost} |")
 
     for r in rows:

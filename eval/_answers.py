@@ -11,7 +11,7 @@ from typing import Any
 
 from ..erase import PICTURE_KINDS
 from ..prompts import Concept, InputError, Prompt, World
-from ._evaluate import Report, judged, mean
+from ._evaluate import Report, judged, mean, scored
 from ._evaluator import NO_JUDGE, Case, find
 from ._gallery import MANIFEST, Gallery, Stored
 from ._judge import Judges, Verdict
@@ -124,16 +124,19 @@ def score_answers(
     single = [pair[0] for pair in pairs if len(pair) == 1]
     erased = frozenset(c.name for c in single)
     base = NONE if other is None else other
-    by_concept: dict[str, dict[str, Score | NotApplicable]] = {}
+    found: dict[str, dict[str, tuple[Score | NotApplicable, frozenset[int] | None]]] = {}
     for name, pair in zip(concepts, pairs, strict=True):
         if len(pair) == 1:
             case = Case(pair[0], erased, mine, base, seen, seen_base, world)
-            by_concept[pair[0].name] = {n: t.score(case) for n, t in tools.items()}
+            found[pair[0].name] = {n: scored(t, case) for n, t in tools.items()}
         else:
             case = Case(pair[0], frozenset(), mine, base, seen, seen_base, world)
-            by_concept[name] = dict(combination(case, pair))
-    names = dict.fromkeys(n for s in by_concept.values() for n in s)
-    means = {n: mean([s[n] for s in by_concept.values() if n in s]) for n in names}
+            found[name] = {n: (score, None) for n, score in combination(case, pair).items()}
+    by_concept = {c: {n: score for n, (score, _) in scores.items()} for c, scores in found.items()}
+    means = {}
+    for n in dict.fromkeys(n for s in found.values() for n in s):
+        rests = [s[n] for s in found.values() if n in s]
+        means[n] = mean([score for score, _ in rests], [rows for _, rows in rests])
     drawn = tuple(dict.fromkeys(p.seed for p in mine.prompts))
     settings = {
         "answers": str(folder),

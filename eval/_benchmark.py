@@ -206,6 +206,7 @@ class _Bench:
             "effective": settings_of(configure(key.method, self.backbone.preset, given)),
             "images": report.settings["images"],
             "sampling": report.settings["sampling"],
+            "loaded": loaded_as(self.backbone),
             "judge": judged if isinstance(judged, dict) else {},
             "judge_real": real_accuracy(report.settings["judge accuracy on real images"]),
             "scores": {k: v.to_json() for k, v in report.scores.items()},

@@ -236,6 +236,7 @@ def _imported(line: str, origin: str) -> Row:
         "hits": {},
         "hits_control": {},
         "sampling": None,
+        "loaded": None,
         "judge": {},
         "judge_real": {},
         "versions": {},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,8 @@ def evaluate(
     if keep is not None:
         _keep(base, keep / "original")
     erased = frozenset(c.name for c in concepts)
-    by_concept = {
-        c.name: {n: t.score(Case(c, erased, gallery, base, seen, seen_base, world)) for n, t in tools.items()}
+    found = {
+        c.name: {n: scored(t, Case(c, erased, gallery, base, seen, seen_base, world)) for n, t in tools.items()}
         for c in concepts
     }
     settings = {
@@ -221,7 +222,8 @@ def evaluate(
         "storage": sum(size(e.payload) for e in stack),
         **judged(control.judges, prompts, seen_base),
     }
-    means = {n: mean([s[n] for s in by_concept.values()]) for n in tools}
+    by_concept = {c: {n: score for n, (score, _) in scores.items()} for c, scores in found.items()}
+    means = {n: mean([s[n][0] for s in found.values()], [s[n][1] for s in found.values()]) for n in tools}
     return Report(means, by_concept, settings, prompts, seen, seen_base)
 
 
@@ -305,36 +307,86 @@ def protocol_sampling(world: World, backbone: Backbone) -> Sampling:
     return replace(sampling(backbone), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
 
 
-def mean(scores: Sequence[Score | NotApplicable]) -> Score | NotApplicable:
-    """Average over concepts; the interval of the average takes the concepts as independent."""
+@dataclass(frozen=True)
+class _Watched(Case):
+    """A case that notes on which images, by their places in the gallery, the judges were asked for a score."""
+
+    rows: set[int] = field(default_factory=set, compare=False)
+
+    def accuracy(self, domain: str, rows: list[int], cluster: str, why_not: str) -> Score | NotApplicable:
+        self.rows.update(rows)
+        return super().accuracy(domain, rows, cluster, why_not)
+
+    def forgotten(self, role: str, why_not: str) -> Score | NotApplicable:
+        self.rows.update(self.targets(role))
+        return super().forgotten(role, why_not)
+
+
+def scored(tool: Evaluator, case: Case) -> tuple[Score | NotApplicable, frozenset[int] | None]:
+    """A score, and the images that it rests on, by their places in the gallery; None where the case cannot tell."""
+    watched = _Watched(**vars(case))
+    score = tool.score(watched)
+    told = isinstance(score, Score) and score.n == len(watched.rows)
+    return score, frozenset(watched.rows) if told else None
+
+
+def mean(
+    scores: Sequence[Score | NotApplicable], rows: Sequence[AbstractSet[int] | None] | None = None
+) -> Score | NotApplicable:
+    """Average over concepts.
+
+    Scores on different images are taken as independent. Where any two share an image, or that is not known, all are
+    taken to fail together: the bounds are the averages of theirs, and n counts each image once (not known: the largest
+    n).
+
+    Args:
+        scores: one a concept.
+        rows: the images that each rests on (see `scored`), None where that is not known. Left out where each has
+            images of its own, as scores of different erasers have.
+    """
+    at = [k for k, s in enumerate(scores) if isinstance(s, Score)]
     real = [s for s in scores if isinstance(s, Score)]
     if not real:
         return scores[0]
     if len(real) == 1:
         return real[0]
     k, unit = len(real), real[0].unit
+    n, apart = _images(real, None if rows is None else [rows[i] for i in at])
     least, most = (0.0, 100.0) if unit == "%" else (-math.inf, math.inf)
     same = {d: v for d, v in real[0].details.items() if all(s.details.get(d) == v for s in real)}
 
     def average(name: str) -> float:
         return sum(getattr(s, name) for s in real) / k
 
-    def bound(name: str, middle: str) -> float:
-        return sum((getattr(s, name) - getattr(s, middle)) ** 2 for s in real) ** 0.5 / k
+    def reach(upper: str, lower: str) -> float:
+        parts = [getattr(s, upper) - getattr(s, lower) for s in real]
+        return (math.hypot(*parts) if apart else sum(parts)) / k
 
     value, change = average("value"), average("change")
     return Score(
         value,
-        sum(s.n for s in real),
-        max(least, value - bound("low", "value")),
-        min(most, value + bound("high", "value")),
+        n,
+        max(least, value - reach("value", "low")),
+        min(most, value + reach("high", "value")),
         average("control"),
         change,
-        change - bound("change_low", "change"),
-        change + bound("change_high", "change"),
+        change - reach("change", "change_low"),
+        change + reach("change_high", "change"),
         unit=unit,
         details={**same, "concepts": k, **_conventions(real)},
     )
+
+
+def _images(scores: Sequence[Score], rows: Sequence[AbstractSet[int] | None] | None) -> tuple[int, bool]:
+    """How many different images scores rest on, as far as is known, and whether no two of them share any."""
+    total = sum(s.n for s in scores)
+    if rows is None:
+        return total, True
+    known = [r for r in rows if r is not None]
+    if len(known) < len(rows):
+        return max(s.n for s in scores), False
+    n = len(frozenset().union(*known))
+    return n, n == total
 
 
 def _conventions(scores: Sequence[Score]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..prompts import CANVAS, WORLDS, InputError, Prompt, World
+from ._evaluate import mean, scored
 from ._evaluator import Case, find
 from ._gallery import Gallery
 from ._judge import Verdict
@@ -28,7 +29,7 @@ class Difference:
     Attributes:
         value: mean over the concepts, in percent points.
         low, high: 95 % interval: a bootstrap that draws whole concepts; of one concept alone, its clusters.
-        n: images of each side.
+        n: images of each side; one that several concepts of a stack are scored on counts once.
         concepts: what both had.
     """
 
@@ -119,12 +120,12 @@ def paired(a: Iterable[Row], b: Iterable[Row], *, only: Sequence[str] = JUDGED) 
             prompts = plan_of(concept, world)
             gallery = Gallery(prompts, (), {})
             mine, other = (verdict(side[concept, seed]["hits"], prompts) for side in (left, right))
-            for part in concept.split("+"):
-                gone = frozenset(concept.split("+"))
-                case = Case(world.find(part), gone, gallery, gallery, mine, other, world)
-                score = tool.score(case)
-                if not isinstance(score, NotApplicable):
-                    found.setdefault(concept, []).append(score)
+            parts = concept.split("+")
+            cases = [Case(world.find(p), frozenset(parts), gallery, gallery, mine, other, world) for p in parts]
+            scores = [scored(tool, case) for case in cases]
+            score = mean([s for s, _ in scores], [rows for _, rows in scores])
+            if not isinstance(score, NotApplicable):
+                found.setdefault(concept, []).append(score)
         if found:
             out[name] = _mean(found)
     return out

@@ -120,7 +120,6 @@ def _board(board: Mapping[str, Any]) -> dict[str, Any]:
             **e,
             "ranked": [cell(e["scores"].get(n)) for n in ranked],
             "others": [cell(e["scores"].get(n)) for n in others],
-            "concepts": len(board["concepts"]),
             "gap": (gap_of(e["scores"]), _away(e["scores"])),
         }
         for e in board["entries"]

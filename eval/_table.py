@@ -54,6 +54,8 @@ TIMES = ("seconds", "extra_mb")
 """Columns that differ between two runs of the same benchmark."""
 ORIGINAL = "original"
 RETRAINED = "retrained"
+GOLD = (RETRAINED, "untrained")
+"""What was trained anew, which is had for few concepts: no board is cut down to them."""
 GAP = "gap to retrained"
 CONTROLS = (ORIGINAL, "untrained", "random", "gradient_ascent", "anchor_finetune")
 """What is no method of erasing; first in every table."""
@@ -61,7 +63,8 @@ BALANCE = ("ua", "ira", "cra")
 """What is ranked by: their harmonic mean, which is low as soon as one of them is."""
 FEW_CONCEPTS, FEW_IMAGES = 5, 30
 READ_IT = (
-    "Mean over the concepts that all entries of a board have, [95 % interval: bootstrap over concepts, no width where "
+    "Mean over the concepts that all entries of a board have (what was trained anew, `retrained` and `untrained`, over "
+    "those of them that it has), [95 % interval: bootstrap over concepts, no width where "
     "all concepts agree], (worst concept). In italics "
     "what is no method: the unerased original, controls, the retrained model. `harmonic` is the harmonic mean of UA, "
     "IRA and CRA; methods are ranked by it. `gap to retrained` is UA, IRA and CRA minus those of the model retrained "
@@ -212,8 +215,10 @@ def leaderboard(rows: Sequence[Row], frame: pd.DataFrame | None = None) -> list[
     a board of those that have all of them, and one of everything on what is left in common.
 
     Figures are means over the concepts that ALL entries of a board have, each concept weighing the same whatever its
-    number of seeds; an entry is a method with its settings. Controls come first, then what was retrained, then the
-    methods by the harmonic mean of UA, IRA and CRA. Intervals are bootstraps over concepts.
+    number of seeds; an entry is a method with its settings. What was trained anew (`GOLD`) decides nothing where there
+    are others: it stands on every board that has one of its concepts, with its means over those. Controls come first,
+    then what was retrained, then the methods by the harmonic mean of UA, IRA and CRA. Intervals are bootstraps over
+    concepts.
     """
     frame = table(rows) if frame is None else frame
     boards = []
@@ -227,40 +232,54 @@ def leaderboard(rows: Sequence[Row], frame: pd.DataFrame | None = None) -> list[
     return boards
 
 
+def _deciding(part: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose concepts are a board's: not the original's, which has any concept that anybody has, nor those of
+    what was trained anew, unless there are no others.
+    """
+    made = part[part["method"] != ORIGINAL]
+    others = made[~made["method"].isin(GOLD)]
+    return others if len(others) else made
+
+
 def _parts(part: pd.DataFrame) -> list[tuple[pd.DataFrame, bool]]:
     """The entries that have all concepts, and all entries; once, where that is the same or nobody lacks anything."""
     if not len(part):
         return []
-    count = part.groupby(["method", "settings"])["concept"].transform("nunique")
-    whole = part[count == part["concept"].nunique()]
-    if len(whole) < len(part) and set(whole["method"]) - {ORIGINAL}:
-        return [(whole, True), (part, False)]
-    return [(part, len(whole) == len(part))]
+    deciding = _deciding(part)
+    count = deciding.groupby(["method", "settings"])["concept"].transform("nunique")
+    lacking = deciding.index[count < deciding["concept"].nunique()]
+    if 0 < len(lacking) < len(deciding):
+        return [(part.drop(lacking), True), (part, False)]
+    return [(part, not len(lacking))]
 
 
 def _board(part: pd.DataFrame, rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
     entries: dict[Entry, pd.DataFrame] = {
         (str(m), str(s)): g for (m, s), g in part.groupby(["method", "settings"], sort=False)
     }
-    has = {e: set(g["concept"]) for e, g in entries.items()}
-    common = [c for c in part["concept"].drop_duplicates() if all(c in h for h in has.values())]
-    measured = {n: _measured(g) for n, g in part[part["value"].notna()].groupby("evaluator")}
+    deciding = _deciding(part)
+    held = [set(g["concept"]) for _, g in deciding.groupby(["method", "settings"])]
+    common = [c for c in deciding["concept"].drop_duplicates() if all(c in h for h in held)]
+    measured = {n: _measured(g) for n, g in deciding[deciding["value"].notna()].groupby("evaluator")}
     given = {(r["method"], r["digest"]): r["settings"] for r in rows if r["model"] == about["model"]}
     lines = []
     for entry, group in entries.items():
+        shared = group[group["concept"].isin(common)]
+        if entry[0] in GOLD and not len(shared):
+            continue
         line: dict[str, Any] = {
             "method": entry[0],
             "settings": entry[1],
             "given": given.get(entry, {}),
             "role": "control" if entry[0] in CONTROLS else "gold" if entry[0] == RETRAINED else "method",
-            "has": len(has[entry]),
+            "has": int(group["concept"].nunique()),
+            "concepts": int(shared["concept"].nunique()),
             "seeds": int(group["seed"].nunique()) or None,
         }
-        shared = group[group["concept"].isin(common)]
         line["scores"] = {
             str(n): _mean(part_of)
             for n, g in shared.groupby("evaluator")
-            if len(part_of := g[g["value"].notna() & g["concept"].isin(measured.get(n, set()))])
+            if len(part_of := g[g["value"].notna() & g["concept"].isin(measured.get(n, common))])
         }
         line["harmonic"] = harmonic([line["scores"].get(n, {}).get("mean") for n in BALANCE])
         for cost in ("seconds", "extra_mb", "bytes"):
@@ -371,17 +390,27 @@ def _against_first(
     return out
 
 
-def best(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+def best(rows: Sequence[Row], models: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     """For each method the settings with the highest harmonic mean on the dev concepts that all of its settings have.
 
+    Args:
+        rows: cells of one model.
+        models: what the settings are for: they are changes from the preset of the model that they were chosen on, and
+            mean something else on another one. By default nothing is checked.
+
     Raises:
-        InputError: no dev concepts, or several models, which may want different settings.
+        InputError: no dev concepts; several models, which may want different settings; or others than `models`.
     """
     dev = [r for r in rows if _split(r) == "dev"]
     if not dev:
         raise InputError("no dev concepts among the cells: settings are chosen with `erasers benchmark --split dev`")
-    if len(models := sorted({r["model"] for r in dev})) > 1:
-        raise InputError(f"expected cells of one model to choose settings by, got {', '.join(models)}")
+    if len(seen := sorted({r["model"] for r in dev})) > 1:
+        raise InputError(f"expected cells of one model to choose settings by, got {', '.join(seen)}")
+    if others := [m for m in models or () if m not in seen]:
+        raise InputError(
+            f"expected dev cells of {', '.join(others)} to choose settings by, got cells of {seen[0]}: run "
+            f"`erasers benchmark --split dev --models {others[0]}` for a folder of its own, and each model by itself"
+        )
     out = {}
     for method in dict.fromkeys(r["method"] for r in dev if r["method"] not in (*CONTROLS, RETRAINED)):
         own = [r for r in dev if r["method"] == method]
@@ -403,6 +432,9 @@ def warnings_of(rows: Sequence[Row], frame: pd.DataFrame, boards: Sequence[Mappi
             out.append(f"{name}: no concept that all entries have, so nothing is compared")
         elif len(board["concepts"]) < FEW_CONCEPTS:
             out.append(f"{name}: means rest on {len(board['concepts'])} concept(s); their intervals say little")
+        for e in board["entries"]:
+            if e["concepts"] < len(board["concepts"]):
+                out.append(f"{name}: {e['method']} has {e['concepts']} of {len(board['concepts'])} concepts")
     few = frame[(frame["n"] < FEW_IMAGES) & (frame["method"] != ORIGINAL)]
     for name, group in few.groupby("evaluator"):
         out.append(f"{name}: {int(group['n'].min())} images a concept at least; below {FEW_IMAGES} read the interval")
@@ -411,6 +443,7 @@ def warnings_of(rows: Sequence[Row], frame: pd.DataFrame, boards: Sequence[Mappi
     spread = frame.groupby(["model", "concept", "evaluator"])["control"].agg(lambda v: v.max() - v.min()).max()
     if not pd.isna(spread) and spread > 0:
         out.append(f"the unerased control differs between cells by up to {spread:.1f}; its mean is shown")
+    out += _loaded_otherwise(rows)
     for domain_name in ("object", "style"):
         weak = min((r["judge"][domain_name] for r in rows if r["judge"]), default=100.0)
         if weak < 90:
@@ -418,6 +451,23 @@ def warnings_of(rows: Sequence[Row], frame: pd.DataFrame, boards: Sequence[Mappi
     if any(not r["judge"] for r in rows):
         out.append("some cells are imported and do not say how right the judges were on the unerased model")
     return out
+
+
+def _loaded_otherwise(rows: Sequence[Row]) -> list[str]:
+    """A line for each model whose rows were not all drawn in one precision, version and kind of device, as far as they
+    say it.
+    """
+    found: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        if row.get("loaded"):
+            how = ", ".join(str(v) for _, v in sorted(row["loaded"].items()))
+            found.setdefault(row["model"], {}).setdefault(how, set()).add(row["method"])
+    return [
+        f"{model} was not loaded alike for all rows, which may be part of their differences: "
+        + "; ".join(f"{how}: {', '.join(sorted(methods))}" for how, methods in ways.items())
+        for model, ways in found.items()
+        if len(ways) > 1
+    ]
 
 
 def title(board: Mapping[str, Any]) -> str:
@@ -451,6 +501,8 @@ def _section(board: Mapping[str, Any]) -> list[str]:
         costs = [_plain(e["seconds"], 1), _plain(e["extra_mb"], 0), _plain(e["bytes"] and e["bytes"] / 1e3, 0)]
         whole = "-" if e["harmonic"] is None else f"{e['harmonic']:.1f}"
         name = f"*{e['method']}*" if e["role"] != "method" else e["method"]
+        if e["concepts"] < len(board["concepts"]):
+            name += f" ({e['concepts']} of {len(board['concepts'])} concepts)"
         cells = [name, e["settings"], *first, whole, gap_of(e["scores"]), *more, *costs]
         lines.append("| " + " | ".join(cells) + " |")
     if board["paired"]:

@@ -258,6 +258,47 @@ def reference(a, b, concept, name):
     return np.mean([sign * (int(a["hits"][judge][k]) - int(b["hits"][judge][k])) for k in rows]) * 100, len(rows)
 
 
+def test_settings_are_for_the_model_they_were_chosen_on():
+    rows = [cell(c, swaps(c), settings={"ridge": 1}) for c in ("moon", "flat")]
+    assert best(rows, ["canvas-sd"]) == best(rows) == {"uce": [{"ridge": 1}]}
+    for models in (["canvas-flow"], ["canvas-sd", "canvas-flow"]):
+        with pytest.raises(InputError, match=r"expected dev cells of canvas-flow .* got cells of canvas-sd: run"):
+            best(rows, models)
+    with pytest.raises(InputError, match="cells of one model to choose settings by, got canvas-flow, canvas-sd"):
+        best([*rows, {**rows[0], "model": "canvas-flow"}])
+
+
+def test_every_model_has_boards_of_its_own():
+    """The same settings, other figures: no mean, gap, rank or comparison is of both."""
+    sd = [cell(c, swaps(c)) for c in HELD[:5]] + [cell(c, right, method="esd") for c in HELD[:5]]
+    flow = [cell(c, right) for c in HELD[:5]] + [cell(c, swaps(c, every=2), method="esd") for c in HELD[:5]]
+    flow.append(cell(HELD[0], swaps(HELD[0], every=3), method="retrained"))
+    flow = [{**r, "model": "canvas-flow"} for r in flow]
+    both = leaderboard([*sd, *flow])
+    assert [b["model"] for b in both] == ["canvas-flow", "canvas-sd"]
+    assert both == [*leaderboard(flow), *leaderboard(sd)]
+    ranked = [[e["method"] for e in b["entries"] if e["role"] == "method"] for b in both]
+    assert ranked == [["esd", "uce"], ["uce", "esd"]]
+    gaps = [{e["scores"]["ua"]["gap_concepts"] for e in b["entries"]} for b in both]
+    assert gaps == [{1}, {0}]
+
+
+def test_rows_that_were_not_loaded_alike_are_warned_of():
+    on = {"cpu": {"precision": "float32 on cpu"}, "gpu": {"precision": "float16 on cuda", "commit": "abc"}}
+    silent = cell("star", swaps("star"))
+    here = cell("star", right, method="esd") | {"loaded": on["cpu"]}
+    there = cell("cat", right) | {"loaded": on["gpu"]}
+    gold = cell("star", swaps("star"), method="retrained") | {"loaded": on["cpu"]}
+
+    def notes(*rows):
+        return [n for n in warnings_of(rows, table(rows), leaderboard(rows)) if "loaded" in n]
+
+    assert notes(silent, here, gold) == [], "what is not said is not known"
+    words = "canvas-sd was not loaded alike for all rows, which may be part of their differences: "
+    assert notes(here, there, gold) == [f"{words}float32 on cpu: esd, retrained; abc, float16 on cuda: uce"]
+    assert notes(here, {**there, "model": "canvas-flow"}) == [], "two models are never compared"
+
+
 def test_what_was_retrained_is_no_method_to_choose_settings_of():
     rows = [cell("moon", swaps("moon"), settings={"ridge": 1}), cell("moon", swaps("moon"), method="retrained")]
     rows.append(cell("moon", lambda p: ("cup", "ink"), method="untrained"))
@@ -304,6 +345,16 @@ def test_paired_of_one_concept_has_an_interval_clustered_inside():
     assert found.value == pytest.approx(blocks.mean())
     assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=2.5)
     assert found.low < found.high
+
+
+def test_paired_of_a_stack_counts_each_image_once():
+    """Star and ink: 99 images ask for neither, of which both concepts' IRA is; 45 and 55 ask for one of them."""
+    a, b = cell("star+ink", swaps("star", "ink", "flat")), cell("star+ink", swaps("star", every=2), method="esd")
+    found = paired([a], [b])
+    assert {k: d.n for k, d in found.items()} == {"ua": 45 + 55, "ira": 99, "cra": 99}
+    one = paired([a], [cell("star+ink", right, method="esd")])["ira"]
+    assert one.value == pytest.approx(-100 * 11 / 99 / 2), "the style judge misses every flat one, of one concept"
+    assert one.low <= one.value <= one.high
 
 
 def test_paired_refuses_what_is_no_pair():
@@ -395,6 +446,7 @@ def test_what_is_done_is_not_done_again(few, canvas, tmp_path, monkeypatch):
     sizes = [json.loads(p.read_text())["bytes"] for p in (tmp_path / "erasers").rglob("made.json")]
     assert (stack["bytes"], len(sizes)) == (sum(sizes), 2)
     assert one["seconds"] > 0
+    assert one["loaded"]["precision"].startswith("float32 on ")
     assert len(one["pictures"]) == 6
     assert all((tmp_path / p[f]).exists() for p in one["pictures"] for f in ("file", "original"))
     assert not list(tmp_path.rglob("*.part"))

@@ -1,14 +1,29 @@
 """Scores of hand-made confusions are exactly what the definitions say."""
 
 import math
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from erasers.eval import Case, Gallery, NotApplicable, Score, Verdict, evaluators, find, grid, mean
+from erasers.eval import (
+    Case,
+    Gallery,
+    NotApplicable,
+    Sampling,
+    Score,
+    Verdict,
+    _evaluate,
+    evaluate,
+    evaluators,
+    find,
+    grid,
+    mean,
+)
 from erasers.eval._score import clustered, share, wilson
-from erasers.prompts import InputError, canvas, canvas_plan
+from erasers.prompts import CANVAS, InputError, canvas, canvas_plan
 
 BLANK = Image.new("RGB", (8, 8))
 
@@ -118,7 +133,70 @@ def test_mean_of_concepts():
     m = mean([a, b, NotApplicable("none")])
     assert (m.value, m.n, m.control, m.change) == (90, 100, 5, 85)
     assert m.low == pytest.approx(90 - math.hypot(10, 10) / 2)
+    none = NotApplicable("none")
+    assert mean([a, none, b], [frozenset(range(50)), None, frozenset(range(50, 100))]) == mean([a, b]), "no image twice"
+    for rows, n in (
+        ([frozenset(range(50)), frozenset(range(50))], 50),
+        ([frozenset(range(50)), frozenset(range(49, 99))], 99),
+        ([frozenset(range(50)), None], 50),
+    ):
+        m = mean([a, b], rows)
+        assert (m.value, m.n, m.change) == (90, n, 85)
+        bounds = (m.low, m.high, m.change_low, m.change_high)
+        assert bounds == pytest.approx((80, 94, 75, 90)), "what fails together is no surer than each of it"
     assert mean([NotApplicable("none")]).to_json() == {"value": None, "reason": "none"}
+
+
+class Own:
+    """An evaluator that looks at images itself: nobody knows at which."""
+
+    higher_is_better, about = True, "of one's own"
+
+    def score(self, case):
+        return Score(50.0, 40, 40.0, 60.0, 50.0, 0.0, -5.0, 5.0)
+
+
+def test_a_stack_counts_each_image_once(monkeypatch):
+    """Moon and ink, both gone, and every flower with them: 99 images ask for neither, and IRA and CRA of both concepts
+    rest on them; each concept's own images are nobody else's.
+    """
+    names = ("moon", "ink")
+    swap = {"moon": "circle", "ink": "pencil", "flower": "cup"}
+
+    def side(prompts, see):
+        return Gallery(prompts, (), {"seconds": 1.0}), Verdict(*zip(*(see(p) for p in prompts), strict=True))
+
+    def drawn(backbone, prompts, stack, **_):
+        return side(prompts, lambda p: (swap.get(p.object, p.object), swap.get(p.style, p.style)))
+
+    monkeypatch.setattr(_evaluate, "draw_and_judge", drawn)
+    monkeypatch.setattr(_evaluate, "check_remembered", lambda *_: None)
+    control = SimpleNamespace(
+        world=CANVAS, plan=CANVAS.plan, how=Sampling(steps=1), judges=SimpleNamespace(world=CANVAS, record=dict)
+    )
+    control.side = lambda prompts, pictures: side(prompts, lambda p: (p.object, p.style))
+    recipes = [SimpleNamespace(method="m", concepts=[asdict(canvas.find(n))], names=[n], settings={}) for n in names]
+    erasers = [SimpleNamespace(recipe=r, payload={}, drawing=None) for r in recipes]
+    tools = {n: find(n)() for n in evaluators(unasked=True)} | {"own": Own()}
+    report = evaluate(erasers, SimpleNamespace(name="b"), only=tools, control=control)
+    found, each = report.scores, [report.by_concept[n] for n in names]
+    assert [(e["ira"].n, e["cra"].n) for e in each] == [(99, 99)] * 2
+    lost, kept = (tuple(100 * b for b in wilson(hits, 99)) for hits in (90, 99))
+    for name in ("ira", "cra"):  # the object judge of one concept, the style judge of the other
+        score = found[name]
+        assert (score.n, score.value) == (99, pytest.approx(100 * (90 + 99) / 198))
+        assert (score.low, score.high) == pytest.approx([(lost[k] + kept[k]) / 2 for k in (0, 1)])
+        for bound in ("change_low", "change_high"):
+            assert getattr(score, bound) == pytest.approx(sum(getattr(e[name], bound) for e in each) / 2)
+    for name in ("ua", "synonym_ua", "held_out_ua", "in_prompt"):
+        assert found[name].n == sum(e[name].n for e in each)
+        apart = math.hypot(*(e[name].value - e[name].low for e in each)) / 2
+        assert found[name].low == pytest.approx(found[name].value - apart), name
+    near = [set(canvas.find(n).neighbours) for n in names]
+    asked = {k for k, p in enumerate(report.prompts) if p.role == "grid" and not {p.object, p.style} & set(names)}
+    union = {k for k in asked if report.prompts[k].object in near[0] or report.prompts[k].style in near[1]}
+    assert found["neighbours"].n == len(union) < sum(e["neighbours"].n for e in each), "some are look-alikes of both"
+    assert (found["own"].n, found["own"].low, found["own"].high) == (40, 40, 60), "not known: the least that it can be"
 
 
 def test_every_evaluator_is_documented():
