@@ -59,11 +59,16 @@ def apart(z: Tensor, on: Tensor) -> Tensor:
     return (sides * loss).sum(0).mean()
 
 
-def codes(network: Hypernetwork, signals: Tensor, share: float) -> Tensor:
-    """A compact network's code for signals [A, D] at a share of virtual time, [A, code], negative ones not cut yet."""
+def _features(network: Hypernetwork, signals: Tensor, share: float) -> Tensor:
+    """What the code's last layer is given for signals [A, D] at a share of virtual time, [A, hidden]."""
     given = (signals.float() - network.centre) / network.spread
     times = torch.full((len(given),), share, device=given.device)
-    return network.trunk[:3](torch.cat([given, fourier(times, network.plan.waves)], 1))
+    return network.trunk[:2](torch.cat([given, fourier(times, network.plan.waves)], 1))
+
+
+def codes(network: Hypernetwork, signals: Tensor, share: float) -> Tensor:
+    """A compact network's code for signals [A, D] at a share of virtual time, [A, code], negative ones not cut yet."""
+    return network.trunk[2](_features(network, signals, share))
 
 
 @torch.no_grad()
@@ -76,10 +81,8 @@ def start_detecting(network: Hypernetwork, asked: Tensor, about: Tensor, kept: T
         about: whether they name it, for each erased concept, bool [A, C].
         kept: signals of prompts that are to be written nothing, [K, D].
     """
-    plan, signals = network.plan, torch.cat([asked, kept]).float().cpu()
-    given = (signals - network.centre) / network.spread
-    shares = [torch.full((len(given),), share) for share in TIMES]
-    features = torch.cat([network.trunk[:2](torch.cat([given, fourier(s, plan.waves)], 1)) for s in shares])
+    plan, signals = network.plan, torch.cat([asked, kept]).cpu()
+    features = torch.cat([_features(network, signals, share) for share in TIMES])
     off = torch.zeros(len(kept), plan.code, dtype=torch.bool)
     on = torch.cat([switched(about.cpu(), plan.code), off]).repeat(len(TIMES), 1)
     several, last = min(about.shape[1], plan.code), network.trunk[2]

@@ -149,7 +149,8 @@ class Training:
             spread = both.std(0)
             network.centre.copy_(self.kept.mean(0))
             network.spread.copy_(spread.clamp(min=max(1e-6, 0.05 * float(spread.max()))))
-        self.detects = detect = s.architecture == "compact" and s.detect
+        detect = s.architecture == "compact" and s.detect
+        self.holds = detect and s.hold > 0
         if detect:
             start_detecting(network, self.asked, self.about, self.kept)
         network.load_state_dict(session.share(network.state_dict()))
@@ -189,6 +190,9 @@ class Training:
         self.said = torch.tensor(list(hashlib.sha256(said).digest()), dtype=torch.uint8)
         self.asked = prompt_signals(self.backbone, self.prompts, read)
         self.kept = prompt_signals(self.backbone, self.texts, read)
+        self.signals = torch.cat([self.asked, self.kept])
+        self.on = torch.zeros(len(self.signals), s.code, dtype=torch.bool, device=self.signals.device)
+        self.on[: len(self.asked)] = switched(self.about, s.code).to(self.on.device)
 
     @property
     def writer(self) -> Writer:
@@ -268,7 +272,7 @@ class Training:
             kept = 0.0
             for part in self.session.parts(len(rows)):
                 kept += self._retain(rows[part], (part.stop - part.start) / len(rows))
-            if self.detects and s.hold:
+            if self.holds:
                 self._hold()
             self.session.update(self.keeping, s.clip)
         logs = {"loss": self.session.sum(error), "gradient": gradient}
@@ -317,11 +321,9 @@ class Training:
 
     def _hold(self) -> None:
         """Gradients of the hinge that keeps the code a detector, over all sentences; every process does all of it."""
-        s, asked = self.settings, self.asked
-        z = codes(self.network, torch.cat([asked, self.kept]), self.time / s.times)
-        on = z.new_zeros(z.shape, dtype=torch.bool)
-        on[: len(asked)] = switched(self.about, s.code).to(z.device)
-        self.session.backward(s.hold * apart(z, on) / self.session.accelerator.num_processes)
+        s = self.settings
+        z = codes(self.network, self.signals, self.time / s.times)
+        self.session.backward(s.hold * apart(z, self.on) / self.session.accelerator.num_processes)
 
     # ------------------------------------------------------------ the rest of a trainer
 
