@@ -156,7 +156,8 @@ def import_rows(file: Path, cells: Cells) -> tuple[int, int]:
         How many cells are new, and how many were there already.
 
     Raises:
-        InputError: an unreadable line, a row without what a cell needs, or one that differs from the cell there.
+        InputError: an unreadable line, a row without what a cell needs, or one that measured something else than
+            the cell there.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -171,7 +172,7 @@ def import_rows(file: Path, cells: Cells) -> tuple[int, int]:
         row["pictures"] = _beside(row["pictures"], file.parent)
         key = key_of(row)
         there = new.get(key) or (cells.read(key) if cells.done(key) else None)
-        if there is not None and there["scores"] != row["scores"]:
+        if there is not None and measured(there) != measured(row):
             raise InputError(
                 f"{file} line {number}: {key.method} on {key.concept} (seed {key.seed}) is there already with other "
                 "scores: import it into a folder of its own"
@@ -185,6 +186,13 @@ def import_rows(file: Path, cells: Cells) -> tuple[int, int]:
     for row in new.values():
         cells.write({**row, "pictures": _brought(row["pictures"], file.parent, cells.folder)})
     return len(new), same
+
+
+def measured(row: Row) -> dict[str, list[Any]]:
+    """What a row of results measured: of each score the value, of how many, and the control's. Two rows of one run may
+    say more or less beside it, as the releases that wrote them did.
+    """
+    return {name: [s.get(k) for k in ("value", "n", "control")] for name, s in row["scores"].items()}
 
 
 def _beside(pictures: Any, home: Path) -> list[Row]:  # noqa: ANN401
@@ -219,8 +227,10 @@ def _imported(line: str, origin: str) -> Row:
         missing = [k for k in NEEDED if k not in row]
     except (json.JSONDecodeError, TypeError) as error:
         raise InputError(f"{origin} is no JSON object ({error})") from error
-    if missing or not isinstance(row["scores"], dict):
+    if missing:
         raise InputError(f"{origin} is no result: expected {', '.join(NEEDED)}, it lacks {', '.join(missing)}")
+    if not isinstance(row["scores"], dict) or not all(isinstance(s, dict) for s in row["scores"].values()):
+        raise InputError(f"{origin} is no result: expected scores as objects by name, each with its value")
     derived = row.get("derived") or {}
     plain: Row = {
         "schema": SCHEMA,

@@ -31,7 +31,7 @@ from erasers.eval import (
     write_all,
 )
 from erasers.eval import _benchmark as machinery
-from erasers.eval._cells import PLANNED, digest, key_of, slug
+from erasers.eval._cells import PLANNED, digest, key_of, measured, slug
 from erasers.eval._table import COLUMNS, TIMES, harmonic, markdown, warnings_of, write_table
 from erasers.prompts import InputError, canvas, canvas_plan
 
@@ -100,8 +100,11 @@ def test_committed_results_become_a_table(tmp_path):
     """Every row of docs/results, those without settings or hits too, through the command line."""
     files = sorted((ROOT / "docs/results").glob("*.jsonl"))
     lines = [json.loads(line) for f in files for line in f.read_text().splitlines()]
-    pages = ("way", "mask")  # what one page sorts its rows by; but for that, pages may share a row
-    wanted = [json.loads(t) for t in {json.dumps({k: v for k, v in r.items() if k not in pages}): 0 for r in lines}]
+    # pages may share a row, each with what it sorts its rows by and what its release said beside the figures
+    apart = ("model", "method", "concept", "seed", "settings", "effective", "digest", "derived")
+    known = {"model": "canvas-sd", "seed": 0}
+    runs = [json.dumps([[r.get(k, known.get(k)) for k in apart], measured(r)]) for r in lines]
+    wanted = list(dict(zip(runs, lines, strict=True)).values())
     code, out, err = run("benchmark", "--out", tmp_path / "b", *(w for f in files for w in ("--import", f)))
     assert code == 0, err
     frame = read_table(tmp_path / "b")
@@ -114,7 +117,7 @@ def test_committed_results_become_a_table(tmp_path):
     assert PLANNED in set(frame["settings"]), "old rows do not say what their settings came to"
     assert "## Canvas-sd, held-out concepts" in out
     assert run("benchmark", "--out", tmp_path / "b", "--import", files[0])[1].count("0 new rows") == 1
-    damaged = dict(wanted[0], scores={**wanted[0]["scores"], "ua": {**wanted[0]["scores"]["ua"], "value": 1.0}})
+    damaged = dict(lines[0], scores={**lines[0]["scores"], "ua": {**lines[0]["scores"]["ua"], "value": 1.0}})
     (tmp_path / "other.jsonl").write_text(json.dumps(damaged))
     with pytest.raises(InputError, match="is there already with other scores"):
         import_rows(tmp_path / "other.jsonl", Cells(tmp_path / "b"))
