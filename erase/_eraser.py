@@ -433,7 +433,13 @@ def _verify(folder: Path, backbone: Backbone) -> None:
     t, cond = torch.tensor([500]), backbone.encode([eraser.recipe.names[0]])
     before = backbone.denoise(x, t, cond)
     with eraser.attached(backbone, 1.0):
-        changed = not torch.equal(before, backbone.denoise(x, t, cond))
+        after = backbone.denoise(x, t, cond)
+    changed, names = not torch.equal(before, after), ", ".join(eraser.recipe.names)
+    if before.isfinite().all() and not after.isfinite().all():
+        raise VerifyError(
+            f"the eraser of {names} loads but drives the denoiser out of all bounds in {str(after.dtype)[6:]} (inf or "
+            "nan): its update is too strong; make it with a lower learning rate (--lr) or a smaller edit"
+        )
     if not torch.equal(before, backbone.denoise(x, t, cond)):
         raise VerifyError(f"{folder}: taking the eraser out did not restore the base")
     held = [p.name for p in folder.rglob(files.LORA_FILE)]
@@ -441,6 +447,6 @@ def _verify(folder: Path, backbone: Backbone) -> None:
         raise VerifyError(f"{folder}: a hypernetwork's folder must hold no {files.LORA_FILE}, which apps would load")
     if changed == eraser.payload.zero():
         raise VerifyError(
-            f"the eraser of {', '.join(eraser.recipe.names)} loads but {'changes' if changed else 'does not change'} "
+            f"the eraser of {names} loads but {'changes' if changed else 'does not change'} "
             "the output: its update is too small for the weights' precision, or its settings cancel it"
         )

@@ -416,13 +416,16 @@ class TestRefusals:
         check_target(tmp_path / "a/b/c", force=False)
 
     def test_verify(self, saved, tmp_path, monkeypatch):
-        """An update too small to act, a write that goes wrong, and keys that find no module are all caught."""
+        """An update too small to act or too large to compute, a write that goes wrong, and keys that find no module."""
         sd, eraser, _ = saved
         flat = {n: (a, torch.zeros_like(b)) for n, (a, b) in eraser.payload.factors.items()}
         replace(eraser, payload=Lora(flat)).save_pretrained(tmp_path / "zero", verify=sd)  # zero on purpose
         tiny_update = {n: (1e-12 * a, 1e-12 * b) for n, (a, b) in eraser.payload.factors.items()}
         with pytest.raises(InputError, match="loads but does not change the output"):
             replace(eraser, payload=Lora(tiny_update)).save_pretrained(tmp_path / "e", verify=sd)
+        wild = {n: (1e25 * a, 1e25 * b) for n, (a, b) in eraser.payload.factors.items()}
+        with pytest.raises(InputError, match=r"out of all bounds in float32.*a lower learning rate"):
+            replace(eraser, payload=Lora(wild)).save_pretrained(tmp_path / "e", verify=sd)
         assert not (tmp_path / "e").exists()
         lost = {k.replace("attn2", "attn9"): v for k, v in peft_keys(eraser.payload.factors).items()}
         with pytest.raises((RuntimeError, ValueError)):

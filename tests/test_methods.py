@@ -95,8 +95,10 @@ def test_every_method_of_the_folder_has_three_presets(name):
 
 
 UNETS = ("sd", "sd2", "sdxl")
-HALVES = [(*c, torch.bfloat16) for c in CASES if c[1] not in CANVAS]
-HALVES += [(*c, torch.float16) for c in CASES if c[1] in UNETS]
+ONCE = [(m, f) for m, f in CASES if m != "sfd_many_step"]  # its arithmetic is sfd's
+HALVES = [(m, f, torch.bfloat16) for m, f in ONCE if f not in CANVAS and (m in ("esd", "uce") or f in ("sd", "sd3"))]
+HALVES += [(m, f, torch.float16) for m, f in ONCE if f in UNETS and (m == "esd" or f == "sd")]
+"""Two methods on every family, every method on a UNet and a transformer: arithmetic in half precision is slow here."""
 
 
 @pytest.mark.parametrize(("method", "family", "dtype"), HALVES, ids=lambda x: str(x).removeprefix("torch."))
@@ -105,7 +107,7 @@ def test_half_precision_bases(method, family, dtype, tmp_path):
     backbone = build(family, dtype)
     # random weights are small: a strong edit stands out against the rounding of half precision
     strong = {"uce": {"ridge": 0.001, "preserve_scale": 0.0}, "random": {"strength": 20.0}}
-    short = {"steps": 4, "batch": 2, "sampler_steps": 2, "lr": 0.3}
+    short = {"steps": 4, "batch": 2, "sampler_steps": 2, "lr": 0.1}
     short |= {"images": 2} if method not in ("esd", "unhype") else {"pool": 2}
     short |= {"retained": 2, "lr": 0.01, "ends": 1.0, "architecture": "per-layer"} if method == "unhype" else {}
     short |= {"dense": False} if method == "salun" else {}
