@@ -35,6 +35,10 @@ def benchmark(
         str, typer.Option(help="dev (settings are chosen on them), held-out (reported on them) or all.")
     ] = "all",
     only: Annotated[str | None, typer.Option(help="Evaluators, with commas. Default: all.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of an evaluator, such as fid.reference=FOLDER; repeat for several."),
+    ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(help="Whose concepts: canvas, or unlearncanvas with --judges. Default: the models' own."),
@@ -84,6 +88,7 @@ def benchmark(
                 seeds=_seeds(seeds),
                 settings=given,
                 only=_names(only) or None if only else None,
+                options=tuple(options or ()),
                 rank=rank,
                 steps=steps,
                 guidance=guidance,

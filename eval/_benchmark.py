@@ -21,7 +21,7 @@ from ..prompts import world as find_world
 from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug
 from ._cost import Cost
 from ._evaluate import Control, Report, evaluate, protocol_sampling
-from ._evaluator import find
+from ._evaluator import choose
 from ._gallery import Gallery, Sampling, loaded_as, payload_digest
 from ._grid import save_image
 from ._judge import Judges, Verdict
@@ -44,6 +44,7 @@ class Plan:
         seeds: of the making of each eraser.
         settings: by method, what is changed from the preset that suits the model: one mapping, or several to compare.
         only: evaluators; all by default.
+        options: settings of evaluators, as `choose` takes them ("fid.reference=FOLDER").
         rank: score the LoRAs of this rank that are made of deltas.
         steps, guidance: of the sampler; what suits the model by default.
         protocol: whose concepts these are: a world's name; by default the models' own, or unlearncanvas with judges.
@@ -52,7 +53,8 @@ class Plan:
             words for it a model is opened and looked at before its finished cells are taken for done.
 
     Raises:
-        InputError: nothing to do, an unknown evaluator, or settings of a method that is not among the methods.
+        InputError: nothing to do, an unknown evaluator or setting of one, or settings of a method that is not among the
+            methods.
     """
 
     methods: tuple[str, ...]
@@ -61,6 +63,7 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     settings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     only: tuple[str, ...] | None = None
+    options: tuple[str, ...] = ()
     rank: int | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -76,8 +79,8 @@ class Plan:
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
             if not getattr(self, name):
                 raise InputError(f"expected at least one of the {name}, got none")
-        for name in self.only or ():
-            find(name)
+        object.__setattr__(self, "options", tuple(sorted(set(self.options))))
+        choose(self.only, self.options)
         for name, several in self.settings.items():
             if name not in self.methods:
                 raise unknown("method in the settings", name, self.methods)
@@ -86,8 +89,8 @@ class Plan:
 
     @property
     def scores(self) -> list[str] | None:
-        """The names of the evaluators that were asked for; None for those that run unasked."""
-        return sorted(set(self.only)) if self.only else None
+        """The names of the evaluators that were asked for, and settings of theirs; None for those that run unasked."""
+        return [*sorted(set(self.only or ())), *self.options] or None
 
     @property
     def world(self) -> World:
@@ -180,7 +183,8 @@ class _Bench:
             took = [{**t, "bytes": _size(e)} for e, t in zip(erasers, took, strict=True)]
         place = self.cells.folder / ".galleries" / key.place
         galleries = place / "-".join(payload_digest(e) for e in erasers)  # of an eraser made anew nothing goes on
-        report = evaluate(erasers, self.backbone, only=self.plan.scores, control=self.control, keep=galleries)
+        tools = choose(self.plan.only, self.plan.options)
+        report = evaluate(erasers, self.backbone, only=tools, control=self.control, keep=galleries)
         pictures = self._pictures(key, report, Gallery.open(galleries / "erased"))
         if self.keep:
             kept = self.cells.folder / "galleries" / key.place
@@ -393,7 +397,9 @@ def _check_scores(record: Mapping[str, Any], plan: Plan, folder: Path) -> None:
     """Refuse to put figures side by side that were not made alike."""
     if record.get("evaluators", plan.scores) != plan.scores:
         was, now = (",".join(names) if names else "all by default" for names in (record["evaluators"], plan.scores))
-        raise InputError(f"{folder} holds the scores {was}, asked for are {now}: say the same --only, or another --out")
+        raise InputError(
+            f"{folder} holds the scores {was}, asked for are {now}: say the same --only and --set, or another --out"
+        )
 
 
 def _start(plan: Plan, cells: Cells, model: str, backbone: Backbone, keep: bool) -> _Bench:

@@ -489,6 +489,26 @@ def test_figures_that_were_not_made_alike_are_refused(few, canvas, tmp_path, mon
         benchmark(Plan(methods=("random",), concepts=("ink",), **CHEAP), tmp_path, load=lambda _: canvas)
 
 
+def test_evaluators_take_settings_in_a_benchmark_too(few, canvas, tmp_path):
+    """As `evaluate --set` does; a folder holds figures of one setting."""
+    options = ("precision.k=1", "clip_score.scale=2.5")
+    plan = Plan(
+        methods=("random",), concepts=("star",), only=("ua", "precision", "clip_score"), options=options, steps=1
+    )
+    (row,) = benchmark(plan, tmp_path, load=lambda _: canvas)
+    assert row["scores"]["precision"]["details"]["k"] == 1
+    assert benchmark(plan, tmp_path, load=pytest.fail) == [row]
+    with pytest.raises(InputError, match=r"clip_score\.scale=2\.5,precision\.k=1, .*the same --only and --set"):
+        benchmark(replace(plan, options=options[1:]), tmp_path, load=lambda _: canvas)
+    for wrong, words in (
+        ("precision.k", "expected EVALUATOR.SETTING=VALUE"),
+        ("fid.draws=5", "evaluator among those that run"),
+        ("precision.speed=5", "setting of precision"),
+    ):
+        with pytest.raises(InputError, match=words):
+            replace(plan, options=(wrong,))
+
+
 def test_a_failed_cell_costs_only_itself(few, canvas, tmp_path, monkeypatch):
     real = machinery.make
 
