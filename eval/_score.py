@@ -92,6 +92,18 @@ def clustered(differences: Sequence[float], clusters: Sequence[Hashable], draws:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
+def bounds(hits: Sequence[bool], clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """95 % interval of the share of hits, as shares: on each side the farther of Wilson's, which is never degenerate,
+    and a bootstrap over whole clusters, which is wide where images of one cluster fail together.
+
+    Raises:
+        ValueError: no images.
+    """
+    apart = wilson(sum(hits), len(hits))
+    together = clustered([float(h) for h in hits], clusters)
+    return min(apart[0], together[0]), max(apart[1], together[1])
+
+
 def share(
     hits: Sequence[bool],
     control: Sequence[bool] | None,
@@ -107,7 +119,7 @@ def share(
     paired = hits if control is None else control
     if not (len(hits) == len(paired) == len(clusters)):
         raise ValueError(f"expected paired lists, got {len(hits)}, {len(paired)} and {len(clusters)}")
-    low, high = wilson(sum(hits), len(hits))
+    low, high = bounds(hits, clusters)
     if control is None:
         nan, value = math.nan, 100 * sum(hits) / len(hits)
         return Score(value, len(hits), 100 * low, 100 * high, nan, nan, nan, nan, details=details)

@@ -157,11 +157,14 @@ def _originals(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_share(value: float, n: float, low: float, high: float) -> bool:
-    """Whether a figure is a share of images in percent, whose interval is Wilson's: then the control's is too."""
+    """Whether a figure is a share of images in percent, whose interval is Wilson's or holds it (`bounds`): then the
+    control's has Wilson's too.
+    """
     if not (n > 0 and 0 <= value <= 100):
         return False
-    bounds = wilson(value / 100 * n, int(n))
-    return abs(100 * bounds[0] - low) < 0.01 and abs(100 * bounds[1] - high) < 0.01
+    hits = value / 100 * n
+    apart = wilson(hits, int(n))
+    return abs(hits - round(hits)) < 0.01 and low < 100 * apart[0] + 0.01 and 100 * apart[1] - 0.01 < high
 
 
 def _method_rank(name: str) -> str:

@@ -13,7 +13,7 @@ from ..prompts import InputError
 from ._against import clusters, resampled, suited
 from ._distances import h_o
 from ._evaluator import NO_CONTROL, NO_JUDGE, Case
-from ._score import NotApplicable, Score, wilson
+from ._score import NotApplicable, Score, bounds
 from ._zero_shot import right, zero_shot
 from .clip_accuracy import CLASSES_HELP, TEMPLATE_HELP
 from .clip_score import CLIP_B, CLIP_HELP
@@ -24,9 +24,9 @@ class HO:
     """H_o = 3 / (1 / (1 - Acc_e) + 1 / Acc_s + 1 / (1 - Acc_g)) (MACE, arXiv 2403.06135; UnHype), in percent: Acc_e on
     prompts of the erased concept, Acc_s on the others, Acc_g on the erased concept's synonyms.
 
-    An eraser that does nothing and one that erases everything both get 0 or nearly so. The interval puts the Wilson
+    An eraser that does nothing and one that erases everything both get 0 or nearly so. The interval puts the
     bounds of all three together, so it is wider than 95 %. `soft` takes CLIP's mean probability for each accuracy, as
-    MACE's own script does, with bounds from a bootstrap of images.
+    MACE's own script does.
     """
 
     by: str = field(default="clip", metadata={"help": "who names the images: clip (as MACE) or judge"})
@@ -72,12 +72,11 @@ class HO:
         draws = np.stack([resampled(hits.double().numpy(), names, 2000, rng) for hits, names in parts.values()], 2)
         changes = [100 * (h_o(*a) - h_o(*b)) for a, b in zip(*draws, strict=True)]
         if self.soft:
-            own = (hits[:1].double().numpy() for hits, _ in parts.values())
-            spread = [resampled(row, range(row.shape[1]), 2000, rng) for row in own]
-            bounds = [(float(np.quantile(s, 0.025)), float(np.quantile(s, 0.975))) for s in spread]
+            own = [resampled(hits[:1].double().numpy(), names, 2000, rng) for hits, names in parts.values()]
+            ends = [(float(np.quantile(s, 0.025)), float(np.quantile(s, 0.975))) for s in own]
         else:
-            bounds = [wilson(int(hits[0].sum()), hits.shape[1]) for hits, _ in parts.values()]
-        low, high = (100 * h_o(bounds[0][1 - s], bounds[1][s], bounds[2][1 - s]) for s in (0, 1))
+            ends = [bounds(hits[0].tolist(), names) for hits, names in parts.values()]
+        low, high = (100 * h_o(ends[0][1 - s], ends[1][s], ends[2][1 - s]) for s in (0, 1))
         change_low, change_high = (float(np.quantile(changes, q)) for q in (0.025, 0.975))
         sides = zip(("eraser", "unerased"), 100 * shares.round(6), strict=True)
         details = {

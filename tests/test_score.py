@@ -22,7 +22,7 @@ from erasers.eval import (
     grid,
     mean,
 )
-from erasers.eval._score import clustered, share, wilson
+from erasers.eval._score import bounds, clustered, share, wilson
 from erasers.prompts import CANVAS, InputError, canvas, canvas_plan
 
 BLANK = Image.new("RGB", (8, 8))
@@ -122,6 +122,24 @@ def test_clustered_interval_covers_and_is_wider_than_the_naive_one():
     assert np.mean(widths) > 2 * naive
 
 
+def test_bounds_of_a_share_know_what_fails_together():
+    """Eleven objects in ten styles: one object lost in all styles, or as many images lost one here, one there."""
+    clusters = [k // 10 for k in range(110)]
+    together, scattered = [c != 4 for c in clusters], [k % 11 != 4 for k in range(110)]
+    assert sum(together) == sum(scattered) == 100
+    low, high = bounds(together, clusters)
+    lost = np.random.default_rng(5).binomial(11, 1 / 11, 200_000)  # how often a bootstrap draws the lost one
+    want = np.quantile(1 - lost / 11, [0.025, 0.975])
+    assert (low, high) == pytest.approx(tuple(want))
+    assert low < wilson(100, 110)[0] < wilson(100, 110)[1] < high
+    assert bounds(scattered, clusters) == pytest.approx(wilson(100, 110), abs=1e-12), "a style each: no object is worse"
+    assert bounds([True] * 50, clusters[:50]) == wilson(50, 50), "never without a width"
+    score = share(together, [True] * 110, clusters)
+    assert (score.low, score.high) == (100 * low, 100 * high)
+    with pytest.raises(ValueError, match="at least one image"):
+        bounds([], [])
+
+
 def test_unpaired_lists_are_refused():
     with pytest.raises(ValueError, match="paired"):
         share([True], [True, False], ["a"])
@@ -181,7 +199,8 @@ def test_a_stack_counts_each_image_once(monkeypatch):
     report = evaluate(erasers, SimpleNamespace(name="b"), only=tools, control=control)
     found, each = report.scores, [report.by_concept[n] for n in names]
     assert [(e["ira"].n, e["cra"].n) for e in each] == [(99, 99)] * 2
-    lost, kept = (tuple(100 * b for b in wilson(hits, 99)) for hits in (90, 99))
+    objects = [k // 9 for k in range(99)]
+    lost, kept = (tuple(100 * b for b in bounds([c != gone for c in objects], objects)) for gone in (5, None))
     for name in ("ira", "cra"):  # the object judge of one concept, the style judge of the other
         score = found[name]
         assert (score.n, score.value) == (99, pytest.approx(100 * (90 + 99) / 198))
