@@ -166,10 +166,13 @@ def unpack(
     force: ForceOption = False,
 ) -> None:
     """Lay UnlearnCanvas out as folders, for `train-judge`, `score --real` and `erase --forget-images`."""
+    from ..eval import lacking
     from ..eval import unpack as run
 
     made = run(files, out_folder, force=force)
     _say(f"{sum(1 for _ in made.rglob('*.jpg'))} images in {made}")
+    if lack := lacking(made):
+        _say(f"not the whole data set: {lack}; name all of its parquet files in one command")
 
 
 def steps_table(done: Steps, score: str, title: str) -> Table:

@@ -21,7 +21,7 @@ from ._score import NotApplicable, Score
 from ._sequence import Steps, in_sequence
 from ._table import best, leaderboard, read_table, table, write_all
 from ._train_judge import Lesson, measure, train_judge
-from ._unpack import captioned, unpack
+from ._unpack import captioned, lacking, unpack
 
 __all__ = [
     "COST_FILE",
@@ -67,6 +67,7 @@ __all__ = [
     "import_rows",
     "in_sequence",
     "judges",
+    "lacking",
     "leaderboard",
     "loaded_as",
     "mean",

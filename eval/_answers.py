@@ -21,6 +21,9 @@ SUFFIXES = (".jpg", ".png")
 JUDGED = ("ua", "ira", "cra", "in_prompt", "neighbours", "synonym_ua", "held_out_ua")
 """The evaluators that rest on the judges alone."""
 
+COMBINED = ("combination_ua", "style_consistency", "object_consistency", "unrelated")
+"""What an erased combination of a style and an object is scored by, see `combination`."""
+
 NONE = Gallery((), (), {})
 """In the place of a control that was not given: nothing that compares images takes it for one."""
 
@@ -98,12 +101,13 @@ def score_answers(
         judges: of the world whose protocol was followed.
         concepts: names; "Van Gogh x Dogs" is the combination of a style and an object.
         control: the answer set of the unerased model.
-        only: names of evaluators; by default those that rest on the judges alone.
+        only: names of evaluators of single concepts; by default those that rest on the judges alone. Combinations
+            have scores of their own.
         seeds: that were drawn; by default the protocol's. Fewer are said in the settings.
 
     Raises:
-        InputError: no or unknown concepts, an unknown evaluator, an answer set that is not whole, sets of different
-            sizes.
+        InputError: no or unknown concepts, an unknown evaluator, evaluators named for combinations alone, an answer set
+            that is not whole, sets of different sizes.
     """
     world = judges.world
     if not concepts:
@@ -113,6 +117,11 @@ def score_answers(
     for name, pair in zip(concepts, pairs, strict=True):
         if len(pair) > 2 or (len(pair) == 2 and len({world.domain(c.name) for c in pair}) != 2):
             raise InputError(f"expected a concept, or a style and an object like 'Van Gogh x Dogs', got {name!r}")
+    if only and all(len(pair) == 2 for pair in pairs):
+        raise InputError(
+            f"--only {','.join(only)}: a combination has scores of its own ({', '.join(COMBINED)}); leave it out, or "
+            "name a single concept too"
+        )
     mine = answers(folder, world, seeds)
     other = None if control is None else answers(control, world, seeds)
     seen, side = look_through(mine, judges)
@@ -184,11 +193,7 @@ def combination(case: Case, pair: Sequence[Concept]) -> dict[str, Score | NotApp
     def one(domain: str, cluster: str) -> Score | NotApplicable:
         return case.accuracy(domain, rows[domain], cluster, "no grid prompt asks for it")
 
-    out = {
-        "combination_ua": joint("both", False),
-        "style_consistency": one("style", "object"),
-        "object_consistency": one("object", "style"),
-        "unrelated": joint("neither", True),
-    }
+    found = joint("both", False), one("style", "object"), one("object", "style"), joint("neither", True)
+    out = dict(zip(COMBINED, found, strict=True))
     pairing = {"combination": f"{names['style']} x {names['object']}"}
     return {k: replace(v, details={**v.details, **pairing}) if isinstance(v, Score) else v for k, v in out.items()}

@@ -13,10 +13,12 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ..erase import write_folder
+from ..erase import filed, write_folder
 from ..prompts import InputError, first_line, unlearncanvas
 
 MARK = "unlearncanvas.txt"
+EACH = 20
+"""Images that the data set has of each object in each style."""
 
 
 def captioned(files: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[bytes, str, str]]:
@@ -75,3 +77,20 @@ def unpack(files: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str],
         (root / MARK).write_text(f"{sum(seen.values())} images unpacked\n", encoding="utf-8")
 
     return write_folder(Path(out), fill, holds=MARK, force=force)
+
+
+def lacking(folder: str | os.PathLike[str]) -> str:
+    """What a folder has less than the benchmark's 51 themes x 20 objects x 20 images, in one clause; "" where nothing
+    is lacking. Raises `InputError` where there is no such folder.
+    """
+    there = Counter((f.style, f.object) for f in filed(Path(folder)))
+    themes, things = unlearncanvas.THEME_NAMES, unlearncanvas.OBJECT_NAMES
+    short = [(t, o) for t in themes for o in things if there[t.lower(), o.lower()] < EACH]
+    if not short:
+        return ""
+    whole = len(themes) * len(things)
+    style, thing = short[0]
+    return (
+        f"{len(short)} of {whole} pairs of theme and object have fewer than {EACH} images, such as {thing} in {style} "
+        f"({there[style.lower(), thing.lower()]})"
+    )

@@ -8,6 +8,7 @@ import random
 import re
 import time
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ from erasers.eval import (
     evaluate,
     find,
     in_sequence,
+    lacking,
     measure,
     plan_of,
     protocol_sampling,
@@ -377,6 +379,12 @@ class TestAnswerSets:
         fails("name what was erased with --concept", concepts=())
         fails("did you mean 'Monet'", concepts=("--concept", "Monnet"))
         fails("expected a concept, or a style and an object", concepts=("--concept", "Monet x Van Gogh"))
+        fails(
+            "a combination has scores of its own (combination_ua,",
+            "--only",
+            "cra",
+            concepts=("--concept", "Monet x Dogs"),
+        )
         fails("unknown evaluator 'uaa'", "--only", "uaa")
         fails("nothing was measured; fid: no images of the unerased model were given", "--only", "fid", "--json")
         fails("no such answer set", folder=tmp_path / "none")
@@ -741,6 +749,11 @@ class TestUnpack:
         code, out, err = run("unpack", path, "--out", tmp_path / "data")
         assert code == 0, err
         assert "4 images in" in out
+        told = " ".join(out.split())
+        assert (
+            "1020 of 1020 pairs of theme and object have fewer than 20 images, such as Architectures in Abstr" in told
+        )
+        assert "name all of its parquet files in one command" in told
         found = [(f.style, f.object, f.number) for f in filed(tmp_path / "data")]
         assert found == [
             ("seed images", "architectures", 1),
@@ -748,6 +761,16 @@ class TestUnpack:
             ("van gogh", "dogs", 1),
             ("van gogh", "dogs", 2),
         ]
+        for style, thing in product(unlearncanvas.THEME_NAMES, unlearncanvas.OBJECT_NAMES):
+            place = tmp_path / "data" / style.replace(" ", "_") / thing
+            place.mkdir(parents=True, exist_ok=True)
+            for k in range(3, 21) if (style, thing) == ("Van Gogh", "Dogs") else range(1, 21):
+                (place / f"{k}.jpg").touch()
+        assert lacking(tmp_path / "data") == "", "styles that are no part of the benchmark may lack images"
+        (tmp_path / "data/Winter/Sea/7.jpg").unlink()
+        assert "1 of 1020 pairs of theme and object have fewer than 20 images, such as Sea in Winter (19)" in lacking(
+            tmp_path / "data"
+        )
         assert (tmp_path / "data/Van_Gogh/Dogs/2.jpg").read_bytes() == rows[3]["image"]["bytes"]
         assert Image.open(tmp_path / "data/Seed_Images/Architectures/1.jpg").format == "JPEG"
 
