@@ -1,11 +1,11 @@
 """What galleries and judges cost beside the bare pipeline, at the same batch size.
 
     python bench/gallery_speed.py --images 480 --batch 60
-    python bench/gallery_speed.py --model you/your-model --images 32 --batch 8 --steps 100
+    python bench/gallery_speed.py --model you/your-model --images 32 --batch 8 --steps 100 --judges judges
 
 Times the stock pipeline called by hand, then the same images drawn into a folder, then drawn into a folder and judged,
-then judged as they are drawn, as `erasers evaluate` does (on models whose world has judges), in turn and several times;
-prints the medians.
+then judged as they are drawn, as `erasers evaluate` does (on models whose world has judges, or with yours), in
+turn and several times; prints the medians.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from erasers.eval import collect, judges, sampling
+from erasers.eval import Judges, collect, judges, sampling
 from erasers.eval._evaluate import draw_and_judge
 from erasers.pipelines import Backbone, load
-from erasers.prompts import Prompt, canvas_grid
+from erasers.prompts import UNLEARN_CANVAS, Prompt, canvas_grid
 
 
 def bare(backbone: Backbone, prompts: list[Prompt], batch: int, steps: int, guidance: float) -> None:
@@ -49,12 +49,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=60)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--judges", type=Path, help="folder with judges of UnlearnCanvas, in object/ and style/")
     args = parser.parse_args()
     backbone = load(args.model)
     how = replace(sampling(backbone), batch=args.batch, sampler=None, **({"steps": args.steps} if args.steps else {}))
     prompts = (canvas_grid() * (1 + args.images // 600))[: args.images]
     prompts = [replace(p, seed=k) for k, p in enumerate(prompts)]
     tools = judges(backbone) if backbone.world else None
+    if args.judges:
+        tools = Judges.from_folder(args.judges, UNLEARN_CANVAS, str(backbone.device))
 
     def drawn(judge: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:
