@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..erase import filed
 from ..prompts import InputError, Prompt, canvas, fill
 from ._against import drawings, world
 from ._distances import unit
 from ._evaluator import GRID, Case
 from ._features import Picked, clip, extractor
+from ._gallery import Stored
 from ._score import NotApplicable
 
 TEMPLATE = "a photo of the {x}"
@@ -68,13 +73,38 @@ def zero_shot(case: Case, model: str, classes: str, template: str) -> ZeroShot |
     return ZeroShot(model, names, text)
 
 
-def on_real(case: Case, judge: ZeroShot, rows: Sequence[int]) -> float | None:
-    """Percent of the world's own drawings that the judge names rightly; None where there are none."""
-    if world(case) != "canvas":
-        return None
-    pictures, cells = drawings(case, rows)
+def on_real(case: Case, judge: ZeroShot, rows: Sequence[int], folder: str = "") -> dict[str, Any]:
+    """How often the judge names real images rightly, as details of a score: those of a folder, else Canvas' own
+    drawings; nothing where there are neither.
+
+    Raises:
+        InputError: a folder laid out otherwise, an unreadable image, or none of the classes among its folders.
+    """
+    if folder:
+        share, n = _on_folder(judge, folder, domain(case))
+    elif world(case) == "canvas":
+        pictures, cells = drawings(case, rows)
+        share, n = _share(judge, pictures, [cell[domain(case) == "style"] for cell in cells]), len(cells)
+    else:
+        return {"top 1 on real images": "not measured: name a folder of them with the setting real"}
+    return {"top 1 on real images": share, "real images": n}
+
+
+@lru_cache(maxsize=64)
+def _on_folder(judge: ZeroShot, folder: str, kind: str) -> tuple[float, int]:
+    """Of all images of the classes; read once for all concepts that share them."""
+    names = {c.lower(): c for c in judge.classes}
+    there = [f for f in filed(Path(folder)) if getattr(f, kind) in names]
+    if not there:
+        some = ", ".join(judge.classes[:3])
+        raise InputError(f"real: {folder} has no {kind} of the classes ({some} ...): expected style/object/1.jpg")
+    pictures = Stored(tuple((f.path, "") for f in there))
+    return _share(judge, pictures, [names[getattr(f, kind)] for f in there]), len(there)
+
+
+def _share(judge: ZeroShot, pictures: Sequence[Image.Image], want: Sequence[str]) -> float:
+    """Percent of images that the judge names as wanted."""
     named = [judge.classes[k] for k in judge.chances(pictures).argmax(1).tolist()]
-    want = [cell[domain(case) == "style"] for cell in cells]
     return round(100 * sum(a == b for a, b in zip(named, want, strict=True)) / len(want), 4)
 
 

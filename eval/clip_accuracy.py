@@ -13,6 +13,7 @@ from .clip_score import CLIP_B, CLIP_HELP
 
 CLASSES_HELP = "names to choose from, with commas; empty: all that the prompts ask for"
 TEMPLATE_HELP = "sentence around a name, {x} its place, several with | between; empty: what suits the world"
+REAL_HELP = "real images, style/object/1.jpg, to measure CLIP's own accuracy on; empty: Canvas' drawings on Canvas"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ClipAccuracy:
     model: str = field(default="", metadata={"help": CLIP_HELP})
     classes: str = field(default="", metadata={"help": CLASSES_HELP})
     template: str = field(default="", metadata={"help": TEMPLATE_HELP})
+    real: str = field(default="", metadata={"help": REAL_HELP})
     soft: bool = field(default=False, metadata={"help": "mean probability instead of the share of hits"})
 
     higher_is_better: ClassVar[bool] = True
@@ -43,8 +45,7 @@ class ClipAccuracy:
             return NotApplicable("no prompt without the concept asks for one of the classes")
         details: dict[str, Any] = {"model": judge.model, "classes": len(judge.classes), "template": judge.template}
         details["measure"] = "mean probability at 100 x cosine" if self.soft else "top 1"
-        if (real := on_real(case, judge, rows)) is not None:
-            details["top 1 on real images"] = real
+        details |= on_real(case, judge, rows, self.real)
         target_chances, target_hits, targets = right(case, judge, case.targets())
         if targets:
             figures = (target_chances if self.soft else target_hits).double().mean(1).tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from ._against import clusters, resampled, suited
 from ._distances import h_o
 from ._evaluator import NO_CONTROL, NO_JUDGE, Case
 from ._score import NotApplicable, Score, bounds
-from ._zero_shot import right, zero_shot
-from .clip_accuracy import CLASSES_HELP, TEMPLATE_HELP
+from ._zero_shot import on_real, right, zero_shot
+from .clip_accuracy import CLASSES_HELP, REAL_HELP, TEMPLATE_HELP
 from .clip_score import CLIP_B, CLIP_HELP
 
 
@@ -33,6 +33,7 @@ class HO:
     model: str = field(default="", metadata={"help": CLIP_HELP})
     classes: str = field(default="", metadata={"help": CLASSES_HELP})
     template: str = field(default="", metadata={"help": TEMPLATE_HELP})
+    real: str = field(default="", metadata={"help": REAL_HELP})
     soft: bool = field(default=False, metadata={"help": "mean probability instead of the share of hits (by clip)"})
 
     higher_is_better: ClassVar[bool] = True
@@ -80,7 +81,7 @@ class HO:
         change_low, change_high = (float(np.quantile(changes, q)) for q in (0.025, 0.975))
         sides = zip(("eraser", "unerased"), 100 * shares.round(6), strict=True)
         details = {
-            "by": who,
+            **who,
             "soft": self.soft,
             **{f"Acc_e, Acc_s, Acc_g, {side}": row.tolist() for side, row in sides},
         }
@@ -89,11 +90,13 @@ class HO:
 
     def _hits(
         self, case: Case, sets: dict[str, list[int]]
-    ) -> tuple[str, dict[str, tuple[Tensor, list[str]]]] | NotApplicable:
-        """Whether what was asked for was seen (`soft`: its probability) [2, n], and each image's cluster."""
+    ) -> tuple[dict[str, Any], dict[str, tuple[Tensor, list[str]]]] | NotApplicable:
+        """Who judges, as details; whether it saw what was asked for (`soft`: its probability) [2, n], and the images'
+        clusters.
+        """
         if self.by == "judge":
             hits = {n: torch.tensor(case.correct(case.domain, rows)) for n, rows in sets.items()}
-            return "judge", {n: (h, clusters(case, sets[n])) for n, h in hits.items()}
+            return {"by": "judge"}, {n: (h, clusters(case, sets[n])) for n, h in hits.items()}
         judge = zero_shot(case, suited(case, self.model, "canvas-clip", CLIP_B), self.classes, self.template)
         if isinstance(judge, NotApplicable):
             return judge
@@ -101,4 +104,5 @@ class HO:
         for name, rows in sets.items():
             chances, seen, used = right(case, judge, rows)
             out[name] = chances if self.soft else seen, clusters(case, used)
-        return judge.model, out
+        told = on_real(case, judge, [*sets["erased"], *sets["kept"]], self.real)
+        return {"by": judge.model, "template": judge.template, **told}, out

@@ -49,6 +49,7 @@ from erasers.eval._distances import (
 from erasers.eval._features import Extractor, Picked, clip, extractor
 from erasers.eval._inception import SIDE, FidInception, clean_pixels, fid_inception, torchmetrics_pixels
 from erasers.eval._perceptual import NETS, layer_weights, perceptual, tapped
+from erasers.eval._zero_shot import ZeroShot, on_real
 from erasers.pipelines import canvas_folder, canvas_open_clip
 from erasers.pipelines.canvas.draw import draw as drawing
 from erasers.prompts import InputError, Prompt, canvas, canvas_plan
@@ -195,6 +196,14 @@ class TestKernels:
         one = torch.eye(4)[:1].repeat(5, 1)
         assert cmmd(one, -one) == pytest.approx(1000 * (2 - 2 * math.exp(-4 / 200)), rel=1e-9), "two points, 2 apart"
 
+    @pytest.mark.parametrize("angle", [0.1, 1.0, 2.0])
+    def test_cmmd_of_a_known_shift(self, angle):
+        """All images one direction, and all of them turned by an angle: 2 - 2 exp(-(2 - 2 cos) / 200), however long."""
+        x = torch.tensor([[2.0, 0.0, 0.0]]).repeat(6, 1)
+        y = torch.tensor([[math.cos(angle), math.sin(angle), 0.0]]).repeat(4, 1)
+        want = 1000 * (2 - 2 * math.exp(-(2 - 2 * math.cos(angle)) / 200))
+        assert cmmd(x, y) == pytest.approx(want, rel=1e-4)
+
 
 class TestNeighbours:
     def test_against_loops(self, features):
@@ -274,14 +283,14 @@ class TestClip:
         )
         canvas_open_clip(tmp_path / "open")
         prompts, images = (s[:12] for s in world)
-        texts = [p.text for p in prompts]
+        images, texts = [*images, *noise(3)], [p.text for p in (*prompts, *prompts[:3])]
         want = None
         for tool in (canvas_clip(), transformers_clip(str(tmp_path / "hf")), open_clip_clip(str(tmp_path / "open"))):
             got = cosines(tool.images(images), tool.texts(texts))
             want = got if want is None else want
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
-        other = cosines(canvas_clip().images(images), canvas_clip().texts(texts[6:] + texts[:6]))
-        assert want.mean() > other.mean() + 0.15, "the right sentence is nearer"
+        other = cosines(canvas_clip().images(images[:12]), canvas_clip().texts(texts[6:12] + texts[:6]))
+        assert want[:12].mean() > other.mean() + 0.15, "the right sentence is nearer"
         raw = CLIPModel.from_pretrained(here).eval()
         ids = CLIPTokenizer.from_pretrained(here)(texts, padding="max_length", max_length=77, return_tensors="pt")
         x = torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2) / 127.5 - 1
@@ -404,6 +413,11 @@ class TestInception:
             extractor("inception")
 
 
+def noise(n):
+    """Random images."""
+    return [Image.fromarray(np.random.default_rng(k).integers(0, 256, (64, 64, 3), np.uint8)) for k in range(n)]
+
+
 def _shaken(net):
     """Random statistics and weights in every normalisation, so that no branch is lost in the noise."""
     draw = torch.Generator().manual_seed(0)
@@ -416,7 +430,7 @@ def _shaken(net):
 
 
 class TestLPIPS:
-    @pytest.mark.parametrize("kind", ["alex", "squeeze"])
+    @pytest.mark.parametrize("kind", ["alex", "squeeze", "vgg"])
     def test_against_torchmetrics(self, kind, tmp_path, world):
         from torchmetrics.functional.image.lpips import _LPIPS
 
@@ -428,8 +442,7 @@ class TestLPIPS:
         parts = {re.sub(r"^(slice\d+|slices\.\d+)\.", "", n): p for n, p in theirs.net.named_parameters()}
         for name, value in net.state_dict().items():
             parts[name].data.copy_(value)
-        images = list(world[1][:6])
-        random = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (64, 64, 3), np.uint8)) for k in range(2)]
+        images, random = list(world[1][:6]), noise(2)
         left, right = images[:3] + random[:1] + images[:1], images[3:] + random[1:] + images[:1]
         x, y = (torch.stack([_pixels(i) for i in s]) for s in (left, right))
         want = theirs(x, y).flatten()
@@ -905,8 +918,27 @@ class TestSettings:
         assert find("clip_accuracy")(classes="star,house").score(case).n == 6
         assert soft.details["template"].count("|") == 2
         assert 90 < top.details["top 1 on real images"] <= 100
+        assert find("h_o")().score(case).details["top 1 on real images"] > 90
         narrow, wide = (find("cmmd")(sigma=s).score(case).value for s in (1.0, 10.0))
         assert narrow > 10 * wide
+
+    def test_the_accuracy_of_clip_on_real_images(self, world, tmp_path):
+        """Of a folder laid out as UnlearnCanvas: three drawings named rightly, one in the folder of another object."""
+        prompts, images = world
+        case, real = case_of(prompts, images, images), str(tmp_path)
+        for k, (folder, shown) in enumerate(
+            (("star", "star"), ("House", "house"), ("House", "house"), ("star", "house"))
+        ):
+            (tmp_path / "flat" / folder).mkdir(parents=True, exist_ok=True)
+            drawing(shown, "flat", 900_000 + k).save(tmp_path / "flat" / folder / f"{k}.png")
+        for name in ("clip_accuracy", "h_o"):
+            found = find(name)(real=real).score(case).details
+            assert (found["top 1 on real images"], found["real images"]) == (75, 4), name
+        judge = ZeroShot("canvas-clip", ("ink", "neon"), "{x}")
+        with pytest.raises(InputError, match="has no style of the classes"):
+            on_real(case_of(prompts, images, images, "ink"), judge, [], real)
+        dogs = case_of([Prompt("A Dogs image", 1, "grid", object="Dogs")], images[:1], images[:1])
+        assert on_real(dogs, judge, [0])["top 1 on real images"].startswith("not measured")
 
 
 class TestDetectors:
