@@ -1,9 +1,9 @@
 """The house rules that a machine can check."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -87,11 +87,17 @@ def test_version_is_said_once():
 
 
 def test_help_answers_in_under_a_second():
+    """Of processor time, so that a busy machine changes nothing."""
+
+    def spent():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     best = 9.0
     for _ in range(3):
-        start = time.perf_counter()
+        start = spent()
         done = subprocess.run([sys.executable, "-m", "erasers.app.cli", "--help"], capture_output=True, text=True)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, spent() - start)
     assert done.returncode == 0
     assert "erase" in done.stdout
     assert best < 1.0
