@@ -170,7 +170,7 @@ def unpack(
     from ..eval import unpack as run
 
     made = run(files, out_folder, force=force)
-    _say(f"{sum(1 for _ in made.rglob('*.jpg'))} images in {made}")
+    _say(f"{made}: {(made / 'unlearncanvas.txt').read_text(encoding='utf-8').strip()}")
     if lack := lacking(made):
         _say(f"not the whole data set: {lack}; name all of its parquet files in one command")
 

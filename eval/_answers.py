@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..erase import PICTURE_KINDS
 from ..prompts import Concept, InputError, Prompt, World
+from ._compare import check_alike, erased_in
 from ._evaluate import Report, judged, mean, scored
 from ._evaluator import NO_JUDGE, Case, find
 from ._gallery import MANIFEST, Gallery, Stored
@@ -30,10 +31,11 @@ NONE = Gallery((), (), {})
 
 def answers(folder: str | os.PathLike[str], world: World, seeds: Sequence[int] | None = None) -> Gallery:
     """An answer set: `{style}_{object}_seed{seed}.jpg` (or .png) for every cell of the world's grid and every seed, and
-    no other image. Images are read when they are asked for.
+    no other image. Images are read when they are asked for, and are those of the manifest where there is one.
 
     Raises:
-        InputError: no folder, images missing, images under other names, or both suffixes at once.
+        InputError: no folder, images missing, images under other names, both suffixes at once, or a manifest that is
+            no gallery's; for an image, when it is read, that it is damaged or not the manifest's.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -58,8 +60,10 @@ def answers(folder: str | os.PathLike[str], world: World, seeds: Sequence[int] |
             f"{root} holds {len(strangers)} images that are no answers, such as {strangers[0]}: take them away, or "
             "name the seeds that were drawn"
         )
-    files = tuple((root / n, "") for n in names)
-    return Gallery(tuple(prompts), Stored(files), {"answers": root.name, "manifest": (root / MANIFEST).exists()})
+    drawn = Gallery.open(root) if (root / MANIFEST).exists() else NONE
+    digests = {path.name: digest for path, digest in drawn.images.files} if isinstance(drawn.images, Stored) else {}
+    files = tuple((root / n, digests.get(n, "")) for n in names)
+    return Gallery(tuple(prompts), Stored(files), drawn.manifest)
 
 
 def look_through(gallery: Gallery, judges: Judges) -> tuple[Verdict, tuple[int, int]]:
@@ -107,7 +111,8 @@ def score_answers(
 
     Raises:
         InputError: no or unknown concepts, an unknown evaluator, evaluators named for combinations alone, an answer set
-            that is not whole, sets of different sizes.
+            that is not whole, sets of different sizes; as far as the sets have manifests, sets that were not drawn
+            alike, a control drawn with erasers, or concepts that the answer set's erasers do not erase.
     """
     world = judges.world
     if not concepts:
@@ -124,6 +129,9 @@ def score_answers(
         )
     mine = answers(folder, world, seeds)
     other = None if control is None else answers(control, world, seeds)
+    if other is not None:
+        check_alike(mine.manifest, other.manifest)
+    _check_erased([pair[0].name for pair in pairs if len(pair) == 1], mine.manifest, world)
     seen, side = look_through(mine, judges)
     seen_base = None
     if other is not None:
@@ -155,12 +163,22 @@ def score_answers(
         "protocol": {
             "world": world.name,
             "seeds": list(drawn),
-            "whole": drawn == world.seeds and (not world.side or side == (world.side, world.side)),
+            "whole": set(drawn) == set(world.seeds) and (not world.side or side == (world.side, world.side)),
             "pixels": list(side),
         },
         **judged(judges, mine.prompts, seen_base),
     }
     return Report(means, by_concept, settings, mine.prompts, seen, seen_base)
+
+
+def _check_erased(names: Sequence[str], manifest: Mapping[str, Any], world: World) -> None:
+    """Make sure that an answer set's own erasers erase what is asked about, as far as the world knows what they do."""
+    told = [n for n in erased_in(manifest) if world.known(n)]
+    if told and (others := [n for n in names if n not in {world.find(t).name for t in told}]):
+        raise InputError(
+            f"--concept {others[0]}: the answer set's manifest says that {', '.join(told)} was erased; name that, or "
+            "the folder that was drawn without it"
+        )
 
 
 def combination(case: Case, pair: Sequence[Concept]) -> dict[str, Score | NotApplicable]:

@@ -45,7 +45,7 @@ def compare(
         )
     if not erased.prompts:
         raise InputError("expected galleries with at least one image, got two empty ones: draw them first")
-    _check_alike(erased.manifest, original.manifest)
+    check_alike(erased.manifest, original.manifest)
     known = {c["name"].casefold(): Concept.from_json(c) for c in _concepts(erased.manifest)}
     if not concept and len(known) != 1:
         names = sorted(c.name for c in known.values())
@@ -75,14 +75,19 @@ def _concepts(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [c for e in manifest.get("erasers", ()) for c in e["concepts"]]
 
 
+def erased_in(manifest: Mapping[str, Any]) -> list[str]:
+    """The names of what the erasers of a gallery erase."""
+    return [c["name"] for c in _concepts(manifest)]
+
+
 def _named(p: Prompt) -> list[str]:
     return [n for n in (p.concept, p.object, p.style) if n]
 
 
-def _check_alike(erased: Mapping[str, Any], original: Mapping[str, Any]) -> None:
+def check_alike(erased: Mapping[str, Any], original: Mapping[str, Any]) -> None:
     """Make sure that nothing but the erasers tells two galleries apart, as far as both manifests tell."""
     if original.get("erasers"):
-        names = ", ".join(c["name"] for c in _concepts(original))
+        names = ", ".join(erased_in(original))
         raise InputError(
             f"expected an original drawn without erasers, got one without {names}: name the erased gallery first, then "
             "the unerased one"

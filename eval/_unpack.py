@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -27,6 +28,16 @@ def captioned(files: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[bytes, 
     Raises:
         InputError: pyarrow is not installed, a file is not parquet or has other columns, or a caption of another form.
     """
+    for path, row in _rows(files, "image"):
+        image = row["image"]
+        data = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(data, bytes):
+            raise InputError(f"{path}: expected images as bytes, got {type(data).__name__}")
+        yield data, *unlearncanvas.parse(str(row["text"]))
+
+
+def _rows(files: Sequence[str | os.PathLike[str]], image: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each row with its caption and its column `image`, or a part of that ("image.path"), and the file it stands in."""
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
@@ -38,19 +49,34 @@ def captioned(files: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[bytes, 
             table = parquet.ParquetFile(path)
             if not {"image", "text"} <= set(table.schema_arrow.names):
                 raise InputError(f"{path}: expected the columns image and text, got {table.schema_arrow.names}")
-            for group in table.iter_batches(batch_size=64, columns=["image", "text"]):
+            for group in table.iter_batches(batch_size=64, columns=[image, "text"]):
                 for row in group.to_pylist():
-                    image = row["image"]
-                    data = image.get("bytes") if isinstance(image, dict) else image
-                    if not isinstance(data, bytes):
-                        raise InputError(f"{path}: expected images as bytes, got {type(data).__name__}")
-                    yield data, *unlearncanvas.parse(str(row["text"]))
+                    yield path, row
         except (OSError, arrow.ArrowException) as error:
             raise InputError(f"cannot read {path} as parquet ({first_line(error)})") from error
 
 
+def numbers(files: Sequence[str | os.PathLike[str]]) -> list[int] | None:
+    """The number of each row's image by the name of the file it was ("Dogs/7.jpg"), which says whether a judge was
+    trained on it; None where a row has none from 1 to 20, or two of one object and style have the same. Rows are often
+    sorted as text: 1, 10, 11 ... 2.
+
+    Raises:
+        InputError: see `captioned`.
+    """
+    found = []
+    for _, row in _rows(files, "image.path"):
+        name = (row.get("image") or {}).get("path") or ""
+        number = re.search(r"(?:^|\D)(\d{1,2})\.\w+$", name)
+        if number is None or not 1 <= int(number[1]) <= EACH:
+            return None
+        found.append((int(number[1]), *unlearncanvas.parse(str(row["text"]))))
+    return [n for n, _, _ in found] if len(set(found)) == len(found) else None
+
+
 def unpack(files: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """Write `./{style}/{object}/{1..}.jpg`, numbered in the order of the rows; bytes as they are where they are JPEG.
+    """Write `./{style}/{object}/{1..}.jpg`, numbered as the files were (see `numbers`), else in the order of the rows,
+    which `unlearncanvas.txt` says; bytes as they are where they are JPEG.
 
     Raises:
         InputError: see `captioned`; an unreadable image, no rows, or the folder exists.
@@ -60,9 +86,11 @@ def unpack(files: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str],
 
     def fill(root: Path) -> None:
         seen: Counter[tuple[str, str]] = Counter()
-        for data, thing, style in tqdm(captioned(files), desc="unpack", unit="image", leave=False):
+        own = numbers(files)
+        for k, (data, thing, style) in enumerate(tqdm(captioned(files), desc="unpack", unit="image", leave=False)):
             seen[style, thing] += 1
-            place = root / style.replace(" ", "_") / thing / f"{seen[style, thing]}.jpg"
+            number = seen[style, thing] if own is None else own[k]
+            place = root / style.replace(" ", "_") / thing / f"{number}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with Image.open(BytesIO(data)) as image:
@@ -74,7 +102,8 @@ def unpack(files: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str],
                 raise InputError(f"row {sum(seen.values())} holds no readable image ({error})") from error
         if not seen:
             raise InputError("the parquet files have no rows")
-        (root / MARK).write_text(f"{sum(seen.values())} images unpacked\n", encoding="utf-8")
+        how = "in the order of the rows" if own is None else "as the rows name their files"
+        (root / MARK).write_text(f"{sum(seen.values())} images, numbered {how}\n", encoding="utf-8")
 
     return write_folder(Path(out), fill, holds=MARK, force=force)
 

@@ -66,6 +66,14 @@ class World:
                     return concept
         raise unknown(f"{'Canvas' if self.name == 'canvas' else self.name} concept", name, self.concepts)
 
+    def known(self, name: str) -> bool:
+        """Whether `find` finds it."""
+        try:
+            self.find(name)
+        except InputError:
+            return False
+        return True
+
     def cell(self, object_name: str, style_name: str, seed: int) -> Prompt:
         """The prompt of one image of the grid."""
         text = self.sentence(object_name, style_name)

@@ -6,8 +6,9 @@ import os
 import pickle
 import random
 import re
+import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 
 import numpy as np
@@ -51,6 +52,7 @@ from erasers.eval import (
     unpack,
 )
 from erasers.eval import judges as judges_of
+from erasers.eval._gallery import pixels_digest
 from erasers.eval._train_judge import split
 from erasers.prompts import (
     CANVAS,
@@ -412,6 +414,47 @@ class TestAnswerSets:
         judge(judges / "object", ["Dogs", "Cats"], 0)
         fails("has no label for 'Sea' (1 of 3 missing)")
 
+    def test_manifests_are_believed(self, answer_set, judges, tmp_path):
+        """What a set's own manifest says of its images, sampling and erasers goes before what the user says."""
+
+        def manifest(folder, erased="", **sampling):
+            """As `erasers draw --protocol` writes it."""
+            rows = []
+            for p in SMALL.answers():
+                with Image.open(folder / SMALL.file(p)) as f:
+                    rows.append({"file": SMALL.file(p), "sha256": pixels_digest(f.convert("RGB")), **asdict(p)})
+            erasers = [{"concepts": [{"name": erased}]}] if erased else []
+            told = {"model": "m", "sampling": {"steps": 9, **sampling}, "erasers": erasers, "images": rows}
+            (folder / "manifest.json").write_text(json.dumps(told))
+
+        def refused(message, folder, *extra, concept="Van Gogh"):
+            code, out, err = run(
+                "score", folder, "--protocol", "small", "--judges", judges, "--concept", concept, *extra
+            )
+            assert (code, out, len(err.strip().splitlines())) == (2, "", 1), out + err
+            assert message in err
+
+        base = shutil.copytree(answer_set, tmp_path / "base")
+        manifest(answer_set, "van gogh")
+        manifest(base)
+        tools = Judges.from_folder(judges, SMALL)
+        assert score_answers(answer_set, tools, concepts=["Van Gogh"], control=base).scores["ua"].change == 0
+        assert score_answers(answer_set, tools, concepts=["Monet x Dogs"]).scores, "an eraser of both has any name"
+        refused("says that van gogh was erased; name that", answer_set, concept="Dogs")
+        refused("expected an original drawn without erasers", base, "--control", answer_set)
+        manifest(base, steps=10)
+        refused("got steps 9 and 10", answer_set, "--control", base)
+        manifest(base)
+        first = SMALL.file(SMALL.answers()[0])
+        shutil.copy(base / SMALL.file(SMALL.answers()[1]), base / first)
+        refused(f"{first} is not the image of the manifest", answer_set, "--control", base)
+        (base / "manifest.json").write_text("{}")
+        refused("is no gallery", base)
+
+    def test_the_order_of_seeds_does_not_matter(self, answer_set, judges):
+        report = score_answers(answer_set, Judges.from_folder(judges, SMALL), concepts=["Monet"], seeds=[288, 188])
+        assert report.settings["protocol"]["whole"] is True
+
     def test_command(self, answer_set, judges, tmp_path):
         args = ("score", answer_set, "--protocol", "small", "--judges", judges, "--concept", "Monet")
         code, out, err = run(*args, "--json", "--out", tmp_path / "s.json")
@@ -748,7 +791,7 @@ class TestUnpack:
         ]
         code, out, err = run("unpack", path, "--out", tmp_path / "data")
         assert code == 0, err
-        assert "4 images in" in out
+        assert "4 images, numbered in the order of the rows" in out
         told = " ".join(out.split())
         assert (
             "1020 of 1020 pairs of theme and object have fewer than 20 images, such as Architectures in Abstr" in told
@@ -773,6 +816,34 @@ class TestUnpack:
         )
         assert (tmp_path / "data/Van_Gogh/Dogs/2.jpg").read_bytes() == rows[3]["image"]["bytes"]
         assert Image.open(tmp_path / "data/Seed_Images/Architectures/1.jpg").format == "JPEG"
+
+    @pytest.mark.parametrize(
+        ("paths", "numbered"),
+        [
+            (["a/19.jpg", "1.jpg", "Dogs_2.png", "20.jpg"], [(1,), (2,), (19, 20)]),
+            (["a/19.jpg", "1.jpg", "Dogs_2.png", "19.jpg"], None),  # Van Gogh's dogs would both be 19
+            (["1.jpg", "2.jpg", "3.jpg", "21.jpg"], None),
+            (["1.jpg", "2.jpg", "3.jpg", "x.jpg"], None),
+        ],
+    )
+    def test_images_keep_their_numbers(self, parquet, tmp_path, paths, numbered):
+        """Judges are trained on 1 to 18 and tested on 19 and 20, and rows are often sorted as text."""
+        import pyarrow
+        import pyarrow.parquet as pq
+
+        path, rows = parquet
+        for row, name in zip(rows, paths, strict=True):
+            row["image"]["path"] = name
+        pq.write_table(pyarrow.Table.from_pylist(rows), path)
+        code, out, err = run("unpack", path, "--out", tmp_path / "data")
+        assert code == 0, err
+        assert ("numbered as the rows name their files" in out) is bool(numbered), out
+        found = {}
+        for f in filed(tmp_path / "data"):
+            found.setdefault((f.style, f.object), []).append(f.number)
+        assert sorted(map(tuple, found.values())) == (numbered or [(1,), (1,), (1, 2)])
+        kept = tmp_path / "data/Van_Gogh/Dogs" / ("20.jpg" if numbered else "2.jpg")
+        assert kept.read_bytes() == rows[3]["image"]["bytes"]
 
     def test_mistakes(self, parquet, tmp_path, monkeypatch):
         (tmp_path / "not.parquet").write_bytes(b"PAR1 and no more")
