@@ -97,9 +97,12 @@ def transformers_clip(source: str) -> Clip:
 
 def open_clip_clip(source: str) -> Clip:
     """An open_clip model: "ViT-B-32:laion2b_s34b_b79k", "ViT-B-32:file.safetensors", "hf-hub:owner/name" or a folder.
+    Published weights run with the activation that they were trained with, whatever the architecture's name says; for a
+    file it is the architecture's ("ViT-B-32-quickgelu").
 
     Raises:
-        InputError: it cannot be had, or no weights are named.
+        InputError: it cannot be had, no weights are named, or an architecture with an activation that its weights were
+            not trained with.
     """
     import open_clip
 
@@ -113,9 +116,12 @@ def open_clip_clip(source: str) -> Clip:
             f"open_clip:{source}: expected ARCHITECTURE:WEIGHTS such as ViT-B-32:laion2b_s34b_b79k, hf-hub:OWNER/NAME "
             "or a folder"
         )
+    quick = _quick_gelu(name, weights)
     try:
         with quiet():
-            model, prepare = open_clip.create_model_from_pretrained(name, pretrained=weights or None)
+            model, prepare = open_clip.create_model_from_pretrained(
+                name, pretrained=weights or None, force_quick_gelu=quick
+            )
             tok = open_clip.get_tokenizer(name)
     except FAILURES as error:
         raise _cannot(f"open_clip:{source}", error) from error
@@ -128,6 +134,19 @@ def open_clip_clip(source: str) -> Clip:
         return model.encode_text(tok(list(texts)).to(_device()))  # type: ignore[no-any-return]
 
     return Clip(f"open_clip:{source}", "the checkpoint's own preprocessing (open_clip)", look, read)
+
+
+def _quick_gelu(name: str, weights: str) -> bool:
+    """Whether published weights want QuickGELU, OpenAI's and some others': open_clip goes by the architecture's name,
+    and only warns.
+    """
+    import open_clip
+
+    known = open_clip.get_pretrained_cfg(name, weights)
+    wanted = bool(known.get("quick_gelu"))
+    if known and not wanted and (open_clip.get_model_config(name) or {}).get("quick_gelu"):
+        raise InputError(f"open_clip:{name}:{weights} was trained with plain GELU: leave out -quickgelu")
+    return wanted
 
 
 def squash(images: Sequence[Image.Image], side: int) -> Tensor:
