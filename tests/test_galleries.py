@@ -338,7 +338,9 @@ def command(place: Path, out: Path) -> list[str]:
 
 
 def test_two_processes_draw_the_same_files(place, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    """By `accelerate launch`, which hands several processes to torchrun; here they have no GPU to sit on."""
+    launch = shlex.split("-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1")
+    launch = [sys.executable, *launch, "--mixed_precision", "no", "--dynamo_backend", "no"]
     two = subprocess.run([*launch, *command(place, tmp_path / "two")], env=ENV, capture_output=True)
     assert two.returncode == 0, two.stderr.decode()
     assert two.stdout.decode().count("24 images in") == 1, "only one process speaks"
