@@ -26,7 +26,7 @@ demo: setup
 
 # One thread for each process: two processes with two threads each would wait for one another.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 40
 
 check: setup
 	$(BIN)/ruff check .
