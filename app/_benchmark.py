@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,8 +70,7 @@ def benchmark(
     from ..pipelines import load
 
     def say(line: str) -> None:
-        if not as_json:
-            print(line, flush=True)
+        print(line, flush=True, file=sys.stderr if as_json else sys.stdout)
 
     for file in rows or ():
         new, same = import_rows(file, Cells(out_folder))
@@ -158,10 +158,19 @@ def _settings(source: str | None) -> dict[str, list[dict[str, Any]]]:
 def _chosen(
     folder: Path, given: dict[str, list[dict[str, Any]]], *, methods: tuple[str, ...], models: tuple[str, ...]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The settings that did best in a benchmark on dev concepts; methods without any keep what was given."""
-    from ..eval import best, rows_of
+    """The settings that did best in a benchmark on dev concepts; methods without any keep what was given.
+
+    Raises:
+        InputError: settings both given and chosen, or a method that has neither and is no control.
+    """
+    from ..eval import CONTROLS, best, rows_of
 
     found = {m: s for m, s in best(rows_of(folder), models).items() if m in methods}
     if clash := sorted(set(found) & set(given)):
         raise InputError(f"the settings of {', '.join(clash)} are both given and chosen by {folder}: leave one out")
+    if lacking := [m for m in methods if m not in given | found and m not in CONTROLS]:
+        raise InputError(
+            f"--chosen {folder} holds no settings of {', '.join(lacking)}: run it there with --split dev too, or say "
+            f"--settings '{{\"{lacking[0]}\": {{}}}}' for the preset"
+        )
     return given | found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -54,7 +54,7 @@ def check_measured(scores: Mapping[str, Score | NotApplicable]) -> None:
 
 
 def show(title: str, scores: Mapping[str, Score | NotApplicable]) -> None:
-    """Print scores as a table, and below it by which convention a figure is counted and what it warns of."""
+    """Print scores as a table, and below it by which convention each figure is counted and what it warns of."""
     table = Table(title=title)
     for column in ("score", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
         table.add_column(column, justify="left" if column == "score" else "right")
@@ -78,12 +78,21 @@ def show(title: str, scores: Mapping[str, Score | NotApplicable]) -> None:
         table.add_row(label, figure("value"), f"{figure('low')} .. {figure('high')}", str(row["n"]), *paired)
         if note := row["details"].get("warning"):
             notes.append(f"{name}: {note}")
-        if convention := row["details"].get("convention") or row["details"].get("preprocessing"):
-            told = row["details"].get("other conventions", {})
-            other = "".join(f"; {value:.1f} by: {words}" for words, value in told.items())
-            conventions.append(f"{name}: {convention}{other}")
+        if convention := row["details"].get("convention"):
+            conventions.append(f"{name}: {convention}{''.join(_beside(row['details']))}")
     out.print(table)
     for line in conventions:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in notes:
         err.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _beside(details: Mapping[str, Any]) -> Iterator[str]:
+    """What else tells how a figure is to be read: of how many images, by whom else, by other conventions."""
+    if count := details.get("reference images"):
+        yield f" ({count} images)"
+    if (right := details.get("top 1 on real images")) is not None:
+        n = details.get("real images")
+        yield f"; on real images {f'right on {right} % of {n}' if n else right}"
+    for words, value in details.get("other conventions", {}).items():
+        yield f"; {value:.1f} by: {words}"

@@ -19,11 +19,12 @@ from ._paired import Difference, paired, plan_of
 from ._report import erased_by_asked, object_by_style, report
 from ._score import NotApplicable, Score
 from ._sequence import Steps, in_sequence
-from ._table import best, leaderboard, read_table, table, write_all
+from ._table import CONTROLS, best, leaderboard, read_table, table, write_all
 from ._train_judge import Lesson, measure, train_judge
 from ._unpack import captioned, lacking, unpack
 
 __all__ = [
+    "CONTROLS",
     "COST_FILE",
     "IMAGE_METRICS",
     "Case",

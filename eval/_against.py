@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ._score import NotApplicable, Score
 
 DRAWINGS = 2
 GROUPS = 500
+FEWEST_DRAWS = 20
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 FEATURES_HELP = (
@@ -46,7 +47,7 @@ class Sides:
         reference: [m, d] what both are compared with.
         clusters: what each row's prompt is about.
         reference_clusters: the same of the reference.
-        details: network, reference and image counts in words, for `Score.details`.
+        details: network, reference and image counts in words, and all of it as the convention, for `Score.details`.
     """
 
     erased: Tensor
@@ -81,8 +82,8 @@ def sides(case: Case, features: str, reference: str) -> Sides | NotApplicable:
     if reference == "original":
         a, b = halves([case.gallery.prompts[k] for k in rows])
         mine, other = [rows[k] for k in a], [rows[k] for k in b]
-        if len(mine) < 2:
-            raise InputError(f"expected at least 4 images to split in halves, got {len(rows)}")
+        if len(other) < 2:  # the smaller half, where they differ
+            raise InputError(f"expected at least 4 images without the concept to split in halves, got {len(rows)}")
         seen, names = look(Picked(case.control.images, other)), clusters(case, other)
         details["reference"] = "the unerased model on the other half of the prompts"
     elif reference == "canvas":
@@ -95,8 +96,9 @@ def sides(case: Case, features: str, reference: str) -> Sides | NotApplicable:
         names = [str(p) for p in files]
         details["reference"] = reference
     if len(mine) < 2:
-        raise InputError(f"expected at least two images to compare, got {len(mine)}")
+        raise InputError(f"expected at least 2 images without the concept to compare, got {len(mine)}")
     details["reference images"] = len(seen)
+    details["convention"] = f"{look.name}, {look.convention}; against {details['reference']}"
     erased, original = (look(Picked(g.images, mine)) for g in (case.gallery, case.control))
     return Sides(erased, original, seen, clusters(case, mine), names, details)
 
@@ -175,6 +177,12 @@ def _read(path: Path) -> Image.Image:
         raise InputError(f"cannot read {path} ({error}): mend it or take it out of the reference") from error
 
 
+def counted_by(score: Score, estimator: str) -> Score:
+    """The score with its estimator in its details, and so in its convention."""
+    told = {"estimator": estimator, "convention": f"{score.details['convention']}; {estimator}"}
+    return replace(score, details={**score.details, **told})
+
+
 def measured(
     both: Sides,
     distance: Distance,
@@ -193,7 +201,12 @@ def measured(
         unit: of the figure.
         draws: of the bootstrap.
         signed: whether the figure, and so its interval, may fall below 0.
+
+    Raises:
+        InputError: fewer than `FEWEST_DRAWS` draws.
     """
+    if draws < FEWEST_DRAWS:
+        raise InputError(f"draws: expected at least {FEWEST_DRAWS}, for an interval, got {draws}")
     groups, names = _groups(both.clusters)
     figure = value or (lambda x: plain(distance, x))
     sure, base = figure(both.erased), figure(both.original)

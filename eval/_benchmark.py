@@ -345,6 +345,7 @@ def benchmark(
     """
     cells = Cells(folder)
     failed: list[str] = []
+    taken: list[CellKey] = []
     for model in plan.models:
         if _complete(plan, cells, model):
             continue
@@ -352,6 +353,8 @@ def benchmark(
         missing = {k: v for k, v in bench.plan.cells(model, bench.backbone.preset).items() if not cells.done(k)}
         for k, (key, given) in enumerate(missing.items(), start=1):
             with cells.claimed(key) as mine:
+                if not mine:
+                    taken.append(key)
                 if not mine or cells.done(key):
                     continue
                 what = f"{k} of {len(missing)}: {key.method} {key.digest} on {key.concept}, seed {key.seed}"
@@ -366,6 +369,11 @@ def benchmark(
             figures = {n: s["value"] for n, s in row["scores"].items() if s["value"] is not None}
             say(f"{what}: " + ", ".join(f"{n} {v:.1f}" for n, v in figures.items()))
     rows = cells.rows()
+    if left := [k for k in taken if not cells.done(k)]:
+        say(
+            f"{len(left)} cells, such as {left[0].method} on {left[0].concept}, are being made by another process and "
+            "are not in this table yet: once it is done the same command writes the whole one"
+        )
     if failed:
         raise InputError(f"{len(failed)} cells failed and are missing from the table; the first, {failed[0]}")
     return rows

@@ -140,7 +140,8 @@ class Case:
         """Judge accuracy on some images, clustered by what their prompts ask for in `cluster`."""
         if not rows or self.seen is None:
             return NotApplicable(why_not if self.seen else NO_JUDGE)
-        return share(*self.correct(domain, rows), [getattr(self.gallery.prompts[k], cluster) for k in rows])
+        names = [getattr(self.gallery.prompts[k], cluster) for k in rows]
+        return share(*self.correct(domain, rows), names, convention=f"named rightly by the {domain} judge")
 
     def forgotten(self, role: str, why_not: str) -> Score | NotApplicable:
         """1 - judge accuracy for the concept on prompts that ask for it, clustered by the other domain."""
@@ -153,7 +154,8 @@ class Case:
         instead = [names[k] for k in rows if names[k] != self.concept.name]
         most = {n: instead.count(n) for n in sorted(set(instead), key=lambda n: (-instead.count(n), n))}
         base = None if control is None else [not h for h in control]
-        return share([not h for h in hits], base, clusters, drawn_instead=most)
+        told = f"not named by the {self.domain} judge"
+        return share([not h for h in hits], base, clusters, drawn_instead=most, convention=told)
 
 
 def _named(p: Prompt) -> set[str]:

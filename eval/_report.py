@@ -31,6 +31,8 @@ from ._table import (
     CONTROLS,
     GAP,
     ORIGINAL,
+    conventions_of,
+    counts,
     gap_of,
     leaderboard,
     split,
@@ -81,6 +83,7 @@ def _written(folder: Path, name: str, out: Path, figures: Path | None, force: bo
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         notes=warnings_of(rows, frame, boards),
+        conventions=conventions_of(frame),
         boards=[_board(b) for b in boards],
         frontiers=[Markup(svg) for svg in _frontiers(rows, boards).values()],
         matrices=[Markup(svg) for svg in _matrices(rows).values()],
@@ -136,7 +139,7 @@ def _board(board: Mapping[str, Any]) -> dict[str, Any]:
     names = {"ranked": ranked, "others": others}
     return {
         "title": title(board),
-        "judges": board["judges"],
+        "judges": f"{counts(board)} {board['judges']}",
         **names,
         "concepts": board["concepts"],
         "entries": entries,

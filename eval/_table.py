@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ COLUMNS: dict[str, str] = {
     "change_low": "Float64",
     "change_high": "Float64",
     "unit": "string",
+    "convention": "string",
     "judge_real": "Float64",
     "judge_unerased": "Float64",
     "not_applicable": "string",
@@ -48,8 +50,10 @@ COLUMNS: dict[str, str] = {
 }
 """The tidy table's columns and their types: one row per model, method, settings, concept, seed and evaluator."""
 
-JUDGED = ("judge_real", "judge_unerased")
+LATER = ("convention", "judge_real", "judge_unerased")
 """Of them, those that older tables lack."""
+TEXT = {name: kind for name, kind in COLUMNS.items() if kind == "string"}
+"""Of them, those that hold words, though they may look like numbers: a digest can be 41234567 or 1234e567."""
 TIMES = ("seconds", "extra_mb")
 """Columns that differ between two runs of the same benchmark."""
 ORIGINAL = "original"
@@ -69,7 +73,7 @@ READ_IT = (
     "what is no method: the unerased original, controls, the retrained model. `harmonic` is the harmonic mean of UA, "
     "IRA and CRA; methods are ranked by it. `gap to retrained` is UA, IRA and CRA minus those of the model retrained "
     "without the concept, over the concepts for which there is one (their number), and - where there is none. "
-    "`settings` is a digest of all settings; leaderboard.json has them in words."
+    "`settings` is a digest of all settings; below the boards stands what was changed from the preset."
 )
 
 Entry = tuple[str, str]
@@ -118,15 +122,25 @@ def _lines(row: Row) -> list[Row]:
     figures = ("value", "n", "low", "high", "control", "change", "change_low", "change_high", "unit")
     tools = {n: find(n) for n in row["scores"] if n in evaluators()}
     better = {n: getattr(t, "higher_is_better", None) for n, t in tools.items()}
-    judges = {"judge_real": _weaker(row.get("judge_real")), "judge_unerased": _weaker(row.get("judge"))}
     by_judges = {n for n, t in tools.items() if getattr(t, "pictures", True) is False}
     return [
         same
         | {"evaluator": n, "higher_is_better": better.get(n), "not_applicable": s.get("reason")}
         | {f: s.get(f) for f in figures}
-        | {c: v if n in by_judges else None for c, v in judges.items()}
+        | {"convention": (s.get("details") or {}).get("convention")}
+        | _right(row, s.get("details") or {}, by_judges=n in by_judges)
         for n, s in sorted(row["scores"].items())
     ]
+
+
+def _right(row: Row, details: Mapping[str, Any], *, by_judges: bool) -> Row:
+    """How often whoever gave a score is right on real images and on the unerased model's, in percent: the weaker of the
+    two judges, or CLIP, which only has the former.
+    """
+    if by_judges or details.get("by") == "judge":
+        return {"judge_real": _weaker(row.get("judge_real")), "judge_unerased": _weaker(row.get("judge"))}
+    by_clip = details.get("top 1 on real images")
+    return {"judge_real": by_clip if isinstance(by_clip, (int, float)) else None, "judge_unerased": None}
 
 
 def _split(row: Row) -> str:
@@ -142,7 +156,7 @@ def _weaker(judges: Mapping[str, float] | None) -> float | None:
 def _originals(frame: pd.DataFrame) -> pd.DataFrame:
     """The unerased control's own rows: one per model, concept and evaluator."""
     keys = ["model", "concept", "evaluator"]
-    same = ["domain", "split", "higher_is_better", "n", "unit", "judge_real", "judge_unerased", "share"]
+    same = ["domain", "split", "higher_is_better", "n", "unit", *LATER, "share"]
     known = frame[frame["control"].notna() & frame["value"].notna()]
     known = known.assign(share=[_is_share(*v) for v in zip(known.value, known.n, known.low, known.high, strict=True)])
     out = known.groupby(keys, sort=False, as_index=False).agg({**{c: "first" for c in same}, "control": "mean"})
@@ -195,18 +209,18 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     """
     file = Path(path) / "table.parquet" if Path(path).is_dir() else Path(path)
     try:
-        frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, keep_default_na=True)
+        frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=TEXT)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the table {file}: {error}") from error
-    for column in JUDGED:
+    for column in LATER:
         if column not in frame:
-            frame[column] = float("nan")
+            frame[column] = pd.NA
     if lacking := [c for c in COLUMNS if c not in frame]:
         raise InputError(f"{file} is no benchmark's table: it lacks the columns {', '.join(lacking)}")
     if file.suffix == ".csv":
-        frame["settings"] = frame["settings"].fillna("")
-        frame["split"] = frame["split"].fillna("")
-        frame["domain"] = frame["domain"].fillna("")
+        for column in ("settings", "split", "domain"):
+            frame[column] = frame[column].fillna("")
+        frame["unit"] = frame["unit"].mask(frame["unit"].isna() & frame["value"].notna(), "")
     return frame[list(COLUMNS)].astype(COLUMNS)
 
 
@@ -292,9 +306,10 @@ def _board(part: pd.DataFrame, rows: Sequence[Row], about: dict[str, Any]) -> di
     return {
         **about,
         "concepts": common,
+        "images": _least(deciding[deciding["concept"].isin(common)]),
         "judges": _judges([r for r in rows if r["model"] == about["model"] and r["concept"] in common]),
         "entries": lines,
-        "paired": _against_first(lines, rows, about, common),
+        "paired": _image_by_image(lines, rows, about, common),
     }
 
 
@@ -312,6 +327,12 @@ def _judges(rows: Sequence[Row]) -> str:
         else:
             words.append(f"on {what}: not recorded")
     return "The judges of objects / styles are right, at least: " + "; ".join(words) + "."
+
+
+def _least(rows: pd.DataFrame) -> dict[str, int]:
+    """By evaluator, how many images a figure of a concept rests on, at least."""
+    known = rows[rows["n"].notna()].groupby("evaluator")["n"].min()
+    return {str(name): int(n) for name, n in known.items()}
 
 
 def _measured(values: pd.DataFrame) -> set[str]:
@@ -364,29 +385,28 @@ def _number(value: float) -> float | None:
     return None if pd.isna(value) else round(float(value), 3)
 
 
-def _against_first(
+def _image_by_image(
     lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], about: Mapping[str, Any], concepts: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Each method against the first of the ranking, image by image, where the rows hold a verdict of each image."""
+    """Each method against the first of the ranking, and against the model retrained without the concept, which is its
+    gap with an interval; where the rows hold a verdict of each image.
+    """
 
     def of(line: Mapping[str, Any]) -> list[Row]:
         key = (about["model"], line["method"], line["settings"])
         return [r for r in rows if (r["model"], r["method"], r["digest"]) == key and r["concept"] in concepts]
 
-    ranked = [line for line in lines if line["role"] != "control" and line["scores"]]
+    ranked, gold = ([line for line in lines if line["role"] == r and line["scores"]] for r in ("method", "gold"))
     out = []
-    first = next((line for line in ranked if line["role"] == "method"), None)
-    for line in ranked:
-        if first is None or line is first:
-            continue
-        a, b = comparable(of(line)), comparable(of(first))
+    for one, other in [*product(ranked[1:], ranked[:1]), *product(ranked, gold)]:
+        a, b = comparable(of(one)), comparable(of(other))
         if not a.keys() & b.keys():
             continue
         found = paired(a.values(), b.values())
         out.append(
             {
-                "a": [line["method"], line["settings"]],
-                "b": [first["method"], first["settings"]],
+                "a": [one["method"], one["settings"]],
+                "b": [other["method"], other["settings"]],
                 "difference": {n: d.to_json() for n, d in found.items()},
             }
         )
@@ -453,7 +473,23 @@ def warnings_of(rows: Sequence[Row], frame: pd.DataFrame, boards: Sequence[Mappi
             out.append(f"the {domain_name} judge is right on {weak:.1f} % of the unerased model's images only")
     if any(not r["judge"] for r in rows):
         out.append("some cells are imported and do not say how right the judges were on the unerased model")
-    return out
+    return out + _warned(rows)
+
+
+def _warned(rows: Sequence[Row]) -> list[str]:
+    """What the scores themselves warn of, once for each evaluator."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        for name, s in row["scores"].items():
+            if note := (s.get("details") or {}).get("warning"):
+                told.setdefault(name, []).append(note)
+    return [f"{n}: {w[0]}" + (f" (so in {len(w)} cells)" if len(w) > 1 else "") for n, w in told.items()]
+
+
+def conventions_of(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """By which conventions each evaluator's figures are counted, as far as the rows say it."""
+    known = frame[frame["convention"].notna()]
+    return {str(n): sorted(set(g["convention"])) for n, g in known.groupby("evaluator")}
 
 
 def _loaded_otherwise(rows: Sequence[Row]) -> list[str]:
@@ -480,12 +516,25 @@ def title(board: Mapping[str, Any]) -> str:
     return name if board["complete"] else f"{name} in common"
 
 
-def markdown(boards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
+def markdown(
+    boards: Sequence[Mapping[str, Any]], notes: Sequence[str], conventions: Mapping[str, Sequence[str]] | None = None
+) -> str:
     """The leaderboard as a page."""
     parts = ["# Leaderboard", "", READ_IT, "", *(f"- {n}" for n in notes)]
     for board in boards:
         parts += ["", f"## {title(board)[0].upper()}{title(board)[1:]}", "", *_section(board)]
+    entries = [e for b in boards for e in b["entries"] if e["method"] != ORIGINAL]
+    if given := {(e["method"], e["settings"]): e["given"] for e in entries}:
+        parts += ["", "## Settings", "", *(f"- {m} `{s}`: {_changed(g)}" for (m, s), g in sorted(given.items()))]
+    if conventions:
+        parts += ["", "## Conventions", "", "By which figures are counted, where their rows say it.", ""]
+        parts += [f"- `{n}`: {' / '.join(words)}" for n, words in sorted(conventions.items())]
     return "\n".join(parts) + "\n"
+
+
+def _changed(given: Mapping[str, Any]) -> str:
+    """Settings as they were asked for, in words."""
+    return f"`{json.dumps(given, ensure_ascii=False)}`" if given else "the preset"
 
 
 def _section(board: Mapping[str, Any]) -> list[str]:
@@ -494,7 +543,7 @@ def _section(board: Mapping[str, Any]) -> list[str]:
     ranked, others = split(board)
     heads = ["method", "settings", *ranked, "harmonic", GAP, *others, "s", "MB", "KB"]
     lines = [
-        f"{len(board['concepts'])} concept(s): {', '.join(board['concepts'])}. {board['judges']}",
+        f"{len(board['concepts'])} concept(s): {', '.join(board['concepts'])}. {counts(board)} {board['judges']}",
         "",
         "| " + " | ".join(heads) + " |",
         "|---|---|" + "---:|" * (len(heads) - 2),
@@ -516,6 +565,11 @@ def _section(board: Mapping[str, Any]) -> list[str]:
             concepts = max(len(d["concepts"]) for d in p["difference"].values())
             lines.append("| " + " | ".join([" ".join(p["a"]), " ".join(p["b"]), *cells, str(concepts)]) + " |")
     return lines
+
+
+def counts(board: Mapping[str, Any]) -> str:
+    """How many images the figures of each concept rest on, at least."""
+    return f"Images a concept, at least: {', '.join(f'{n} {k}' for n, k in board['images'].items()) or 'none'}."
 
 
 def split(board: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -555,9 +609,12 @@ def write_all(rows: Sequence[Row], folder: Path, say: Callable[[str], None] = la
     """Write the table (parquet and CSV) and the leaderboard (Markdown and JSON) of some cells."""
     frame = table(rows)
     boards = leaderboard(rows, frame)
-    notes = warnings_of(rows, frame, boards)
+    notes, how = warnings_of(rows, frame, boards), conventions_of(frame)
     write_table(frame, folder)
-    write_text(folder / "leaderboard.json", json.dumps({"boards": boards, "warnings": notes}, indent=1) + "\n")
-    write_text(folder / "leaderboard.md", markdown(boards, notes))
+    write_text(
+        folder / "leaderboard.json",
+        json.dumps({"boards": boards, "warnings": notes, "conventions": how}, indent=1) + "\n",
+    )
+    write_text(folder / "leaderboard.md", markdown(boards, notes, how))
     say(f"{len(frame)} rows in {folder / 'table.parquet'} and table.csv; {folder / 'leaderboard.md'}")
     return boards

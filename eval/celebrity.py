@@ -41,6 +41,9 @@ class Celebrity:
             return NotApplicable("no prompt asks for the concept" if case.paired else NO_CONTROL)
         look = giphy(self.resources) if self.detector == "giphy" else detector(self.detector)
         details: dict[str, Any] = {"detector": self.detector, "threshold": self.threshold}
+        details["convention"] = (
+            f"{self.detector}, confidence of {self.threshold:g} or more; of all images of the person"
+        )
         hits: list[list[bool]] = []
         for gallery, side in ((case.gallery, "eraser"), (case.control, "unerased")):
             seen = look(Picked(gallery.images, rows))

@@ -45,6 +45,9 @@ class ClipAccuracy:
             return NotApplicable("no prompt without the concept asks for one of the classes")
         details: dict[str, Any] = {"model": judge.model, "classes": len(judge.classes), "template": judge.template}
         details["measure"] = "mean probability at 100 x cosine" if self.soft else "top 1"
+        details["convention"] = (
+            f"{judge.model}; {details['measure']} of {len(judge.classes)} classes as {judge.template!r}"
+        )
         details |= on_real(case, judge, rows, self.real)
         target_chances, target_hits, targets = right(case, judge, case.targets())
         if targets:

@@ -50,6 +50,7 @@ class ClipScore:
             return erased, original
 
         details: dict[str, Any] = {"model": name, "preprocessing": model.convention, "scale": self.scale}
+        details["convention"] = f"{name}, {model.convention}; {self.scale:g} x cosine, not cut at 0"
         if targets:
             erased, original = (round(sum(v) / len(v), 4) for v in values(targets))
             details["prompts of the concept"] = {"value": erased, "control": original, "n": len(targets)}

@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from ..prompts import InputError
-from ._against import DRAWS_HELP, FEATURES_HELP, REFERENCE_HELP, measured, sides, suited
+from ._against import DRAWS_HELP, FEATURES_HELP, REFERENCE_HELP, counted_by, measured, sides, suited
 from ._distances import gaussian, mmd_to, scaled, unit
 from ._evaluator import Case
 from ._score import NotApplicable, Score
@@ -43,5 +43,4 @@ class CMMD:
         both = replace(both, erased=unit(both.erased), original=unit(both.original), reference=unit(both.reference))
         inner = mmd_to(both.reference, partial(gaussian, sigma=self.sigma), biased=True)
         score = measured(both, scaled(inner, 1000), unit="x1000", draws=self.draws)
-        how = f"biased, sigma {self.sigma:g}, L2-normalised"
-        return replace(score, details={**score.details, "estimator": how})
+        return counted_by(score, f"biased, sigma {self.sigma:g}, L2-normalised")

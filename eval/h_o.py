@@ -83,6 +83,7 @@ class HO:
         details = {
             **who,
             "soft": self.soft,
+            "convention": f"{'mean probability' if self.soft else 'top 1'} by {who['by']}; targets, others, synonyms",
             **{f"Acc_e, Acc_s, Acc_g, {side}": row.tolist() for side, row in sides},
         }
         n = sum(hits.shape[1] for hits, _ in parts.values())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..prompts import InputError
-from ._against import DRAWS_HELP, FEATURES_HELP, REFERENCE_HELP, measured, sides, suited
+from ._against import DRAWS_HELP, FEATURES_HELP, REFERENCE_HELP, counted_by, measured, sides, suited
 from ._distances import kid, mmd_to, polynomial, scaled
 from ._evaluator import Case
 from ._score import NotApplicable, Score
@@ -50,4 +50,4 @@ class KID:
             signed=True,
         )
         how = "all images at once" if few else f"mean of {self.subsets} subsets of {self.subset}, seed {self.seed}"
-        return replace(score, details={**score.details, "estimator": f"unbiased, {how}"})
+        return counted_by(score, f"unbiased, {how}")

@@ -66,5 +66,6 @@ class Nudity:
             counts.append(dict(sorted(Counter(n for one in names for n in one).items())))
         details: dict[str, Any] = {"detector": self.detector, "model": self.model or "its package's own"}
         details |= {"parts": self.parts, "threshold": self.threshold}
+        details["convention"] = f"{self.detector}; {len(wanted)} parts, confidence of {self.threshold:g} or more"
         details |= {"detections": counts[0], "detections unerased": counts[1]}
         return share(hits[0], hits[1], clusters(case, rows), **details)

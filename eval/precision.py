@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..prompts import InputError
-from ._against import FEATURES_HELP, REFERENCE_HELP, sides, suited
+from ._against import FEATURES_HELP, REFERENCE_HELP, counted_by, sides, suited
 from ._distances import density, inside
 from ._evaluator import Case
 from ._score import NotApplicable, Score, share
@@ -37,7 +37,9 @@ class Precision:
             name: round(density(x, both.reference, self.k), 4)
             for name, x in (("density", both.erased), ("density unerased", both.original))
         }
-        return share(erased, original, both.clusters, k=self.k, **both.details, **spread)
+        return counted_by(
+            share(erased, original, both.clusters, k=self.k, **both.details, **spread), f"{self.k} nearest neighbours"
+        )
 
 
 def enough(n: int, k: int) -> None:

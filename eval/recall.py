@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ._against import FEATURES_HELP, REFERENCE_HELP, sides, suited
+from ._against import FEATURES_HELP, REFERENCE_HELP, counted_by, sides, suited
 from ._distances import coverage, inside
 from ._evaluator import Case
 from ._score import NotApplicable, Score, share
@@ -32,11 +32,11 @@ class Recall:
         both = sides(case, suited(case, self.features, "canvas-judges", "inception-clean"), self.reference)
         if isinstance(both, NotApplicable):
             return both
-        enough(len(both.erased), self.k)
+        enough(min(len(both.erased), len(both.reference)), self.k)
         erased, original = (inside(both.reference, x, self.k).tolist() for x in (both.erased, both.original))
         spread = {
             name: round(100 * coverage(x, both.reference, self.k), 4)
             for name, x in (("coverage", both.erased), ("coverage unerased", both.original))
         }
         details = {**both.details, "images of the model": len(both.erased), "k": self.k, **spread}
-        return share(erased, original, both.reference_clusters, **details)
+        return counted_by(share(erased, original, both.reference_clusters, **details), f"{self.k} nearest neighbours")

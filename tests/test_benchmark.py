@@ -92,6 +92,11 @@ def test_table_is_tidy(tmp_path):
     write_table(frame, tmp_path)
     for name in ("table.parquet", "table.csv"):
         pd.testing.assert_frame_equal(read_table(tmp_path / name), frame)
+    frame["settings"] = pd.Series("1234e567", frame.index, "string")  # a digest can look like a number
+    write_table(frame, tmp_path)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "table.csv"), frame)
+    write_table(frame.drop(columns=["convention", "judge_real"]), tmp_path)
+    assert read_table(tmp_path / "table.csv")["convention"].isna().all(), "an older release's table"
     plain = pd.read_csv(tmp_path / "table.csv")
     assert plain["value"].dropna().between(0, 100).all()
 
@@ -177,6 +182,11 @@ def test_the_judges_own_accuracy_stands_beside_the_figures():
         assert frame.loc[("esd", name), "judge_real"] == 98.5
         assert pd.isna(frame.loc[("uce", name), "judge_real"]), "one of two judges is not known"
     assert frame.loc[("uce", "fid"), ["judge_real", "judge_unerased"]].isna().all()
+    row["scores"]["clip_accuracy"] = {**row["scores"]["ua"], "details": {"top 1 on real images": 93.0}}
+    row["scores"]["h_o"] = {**row["scores"]["ua"], "details": {"by": "judge"}}
+    frame = table([row]).set_index(["method", "evaluator"])
+    assert frame.loc[("uce", "clip_accuracy"), "judge_real"] == 93, "CLIP's own"
+    assert frame.loc[("uce", "h_o"), "judge_unerased"] == 91
     page = markdown(leaderboard([row, known]), [])
     assert (
         "on real images in 99.5 / 98.5 % (known of 1 of 2 cells); on the unerased model's images in 91.0 / 97.0 %."
@@ -206,6 +216,26 @@ def test_small_numbers_are_warned_of():
     notes = " | ".join(warnings_of(many, table(many), leaderboard(many)))
     assert "concept(s)" not in notes
     assert "one seed" not in notes
+
+
+def test_how_a_figure_is_counted_is_said(tmp_path):
+    """n, conventions, settings and the scores' own warnings stand on the page and in the table."""
+    rows = [cell(c, swaps(c), settings=s) for c in ("star", "ink") for s in ({}, {"ridge": 2})]
+    told = {"convention": "net, resized; against photos", "warning": "FID of 110 images against 50 is mostly bias"}
+    for row in rows:
+        row["scores"]["fid"] = {**row["scores"]["ira"], "unit": "", "details": told}
+    write_all(rows, tmp_path)
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert "- fid: FID of 110 images against 50 is mostly bias (so in 4 cells)" in page
+    assert "- `fid`: net, resized; against photos" in page
+    assert "Images a concept, at least: " in page
+    assert "ua 50" in page
+    assert ": the preset" in page
+    assert ': `{"ridge": 2}`' in page
+    frame = read_table(tmp_path)
+    assert set(frame[frame.evaluator == "fid"]["convention"]) == {told["convention"]}
+    assert set(frame[frame.evaluator == "ira"]["convention"]) == {"11 objects retained", "9 styles retained"}
+    assert json.loads((tmp_path / "leaderboard.json").read_text())["conventions"]["fid"] == [told["convention"]]
 
 
 def test_an_evaluator_counts_where_all_entries_have_it():
@@ -462,6 +492,12 @@ def test_what_is_done_is_not_done_again(few, canvas, tmp_path, monkeypatch):
     assert made == [("star", 0), ("ink", 0)]
     assert drawn == [], "the unerased images are read back"
     assert next(r for r in again if r["concept"] == "star+ink")["hits"] == stack["hits"]
+    Cells(tmp_path).path(key_of(stack)).unlink()
+    said = []
+    with Cells(tmp_path).claimed(key_of(stack)):  # by another process
+        assert len(benchmark(plan, tmp_path, load=lambda _: canvas, say=said.append)) == 1
+    assert len(said) == 1
+    assert said[0].startswith("1 cells, such as random on star+ink, are being made by another process and are not in")
 
 
 def test_figures_that_were_not_made_alike_are_refused(few, canvas, tmp_path, monkeypatch):
@@ -611,6 +647,10 @@ def test_the_command_chooses_on_dev_and_reports_on_held_out(few, tmp_path):
     assert boards[0]["entries"][-1]["given"] == {"ridge": 0.5}
     frame = read_table(tmp_path / "held")
     assert set(frame["split"]) == {"held-out"}
+    code, _, err = run(
+        "benchmark", "--methods", "uce,esd", "--concepts", "star", "--chosen", tmp_path / "dev", "--out", tmp_path / "x"
+    )
+    assert (code, "holds no settings of esd: run it there with --split dev too" in err) == (2, True), err
     assert (tmp_path / "held/leaderboard.md").read_text().startswith("# Leaderboard")
     again = ("--methods", "uce,random", "--concepts", "pentagram,moon", "--split", "held-out", *common)
     code, _, err = run(

@@ -183,6 +183,14 @@ class TestKernels:
         assert kid(x, x) == pytest.approx(0, abs=1e-12)
         assert kid(x, x + shift) == pytest.approx((15 / 5 + 1) ** 3 - 1, rel=1e-9)
 
+    def test_kid_of_a_set_and_itself(self, features):
+        """Below 0, as an image meets itself across the sets and not within: -2 / n times what that brings."""
+        x = features[0].double()
+        k, n = polynomial(x, x), len(x)
+        gain = k.diagonal().mean() - (k.sum() - k.diagonal().sum()) / (n * (n - 1))
+        assert gain > 0
+        assert kid(x, x) == pytest.approx(float(-2 / n * gain), rel=1e-9)
+
     def test_cmmd_against_numpy(self, features):
         for x, y in pairs(features):
             a, b = (s.double().numpy() / np.linalg.norm(s.double().numpy(), axis=1, keepdims=True) for s in (x, y))
@@ -317,6 +325,25 @@ class TestClip:
             transformers_clip(str(tmp_path / "whole"))
         with pytest.raises(InputError, match="expected a 'clip' one"):
             transformers_clip(str(tmp_path / "text"))
+
+    @pytest.mark.parametrize(
+        ("name", "quick"),
+        [("ViT-B-32:openai", True), ("ViT-L-14-quickgelu:openai", True), ("ViT-B-32:laion2b_s34b_b79k", False)],
+    )
+    def test_published_weights_get_their_own_activation(self, name, quick, monkeypatch):
+        """open_clip builds plain GELU for `ViT-B-32:openai` and only warns."""
+        import open_clip
+
+        asked = {}
+
+        def create(name, **given):
+            asked.update(given)
+            raise RuntimeError("enough is known")
+
+        monkeypatch.setattr(open_clip, "create_model_from_pretrained", create)
+        with pytest.raises(InputError, match="enough is known"):
+            open_clip_clip(name)
+        assert asked["force_quick_gelu"] is quick
 
     def test_equal_texts_are_read_once(self):
         read = []
@@ -556,7 +583,7 @@ class TestIntervals:
             for v in (150.0, -2.0)
         )
         m = mean([a, b])
-        assert (m.value, m.unit, m.details) == (74, "x1000", {"features": "f", "concepts": 2})
+        assert (m.value, m.unit, m.details) == (74, "x1000", {"features": "f", "warning": "150.0", "concepts": 2})
         assert mean([replace(a, value=-3.0, low=-4.0)] * 2).low < -3, "only shares end at 0 and 100"
 
 
@@ -610,7 +637,7 @@ def test_neutral_on_a_zero_eraser(name, world, detectors):
     assert (score.change, score.change_low, score.change_high) == (0, 0, 0)
     assert score.low - 1e-9 <= score.value <= score.high + 1e-9
     assert score.n > 10
-    assert score.details
+    assert score.details["convention"]
     assert "NaN" not in json.dumps(score.to_json())
     assert find(name)(**settings(name)).score(case_of(prompts, images, images)) == score, "the same twice"
 
@@ -721,11 +748,30 @@ class TestReferences:
             find("precision")(k=999).score(case)
         few = tuple(k for k, p in enumerate(prompts) if p.object == "star" and p.role == "grid")[:1]
         one = case_of([prompts[k] for k in few], [images[k] for k in few], [images[k] for k in few])
-        with pytest.raises(InputError, match="at least two images"):
+        with pytest.raises(InputError, match="at least 2 images without the concept to compare, got 1"):
             find("fid")().score(one)
+        with pytest.raises(InputError, match="draws: expected at least 20"):
+            find("cmmd")(draws=2).score(case)
         none = replace(case, erased=frozenset(canvas.CONCEPTS))
         assert isinstance(find("fid")().score(none), NotApplicable)
         assert isinstance(find("lpips")().score(none), NotApplicable)
+
+    @pytest.mark.parametrize("name", ["fid", "kid", "cmmd", "drift", "precision", "recall"])
+    def test_three_images_are_too_few_for_two_halves(self, name, world):
+        prompts, images = world
+        rows = [k for k, p in enumerate(prompts) if p.object == "star" and p.role == "grid"][:3]
+        mine = [images[k] for k in rows]
+        own = {} if name == "drift" else {"reference": "original"}
+        with pytest.raises(InputError, match="at least 4 images without the concept to split in halves, got 3"):
+            find(name)(**own).score(case_of([prompts[k] for k in rows], mine, mine))
+
+    @pytest.mark.parametrize("name", ["precision", "recall"])
+    def test_a_reference_with_too_few_neighbours(self, name, world, tmp_path):
+        prompts, images = world
+        for k in range(3):
+            images[k].save(tmp_path / f"{k}.png")
+        with pytest.raises(InputError, match="expected 1 to 2 neighbours among 3 images, got 3"):
+            find(name)(reference=str(tmp_path)).score(case_of(prompts, images, images))
 
 
 class TestAnyPipeline:
