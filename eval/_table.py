@@ -523,7 +523,7 @@ def markdown(
     parts = ["# Leaderboard", "", READ_IT, "", *(f"- {n}" for n in notes)]
     for board in boards:
         parts += ["", f"## {title(board)[0].upper()}{title(board)[1:]}", "", *_section(board)]
-    entries = [e for b in boards for e in b["entries"] if e["method"] != ORIGINAL]
+    entries = [e for b in boards for e in b["entries"] if e["method"] not in (ORIGINAL, *GOLD)]
     if given := {(e["method"], e["settings"]): e["given"] for e in entries}:
         parts += ["", "## Settings", "", *(f"- {m} `{s}`: {_changed(g)}" for (m, s), g in sorted(given.items()))]
     if conventions:

@@ -101,6 +101,34 @@ def test_table_is_tidy(tmp_path):
     assert plain["value"].dropna().between(0, 100).all()
 
 
+@pytest.mark.parametrize(
+    ("page", "file"),
+    [
+        ("canvas-uce", "canvas-uce"),
+        ("canvas-baselines", "canvas-baselines"),
+        ("canvas-flow", "canvas-flow"),
+        ("canvas-salun", "canvas-salun"),
+        ("canvas-salun", "canvas-salun-flow"),
+    ],
+)
+def test_the_pages_tables_are_those_of_their_rows(page, file, monkeypatch):
+    """Every line of every table of single concepts, the gaps to the retrained models among them."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import canvas_table
+
+    folder = ROOT / "docs/results"
+    text = set((folder / f"{page}.md").read_text().splitlines())
+    gold = canvas_table.rows_in(folder / "canvas-gold.jsonl")
+    by_entry = {}
+    for row in canvas_table.rows_in(folder / f"{file}.jsonl"):
+        if "+" not in row["concept"]:
+            by_entry.setdefault(key_of(row).entry, []).append(row)
+    printed = [canvas_table.markdown(rows, gold).splitlines() for rows in by_entry.values() if len(rows) > 1]
+    assert printed
+    for lines in printed:
+        assert [line for line in lines if line not in text] == []
+
+
 def test_committed_results_become_a_table(tmp_path):
     """Every row of docs/results, those without settings or hits too, through the command line."""
     files = sorted((ROOT / "docs/results").glob("*.jsonl"))
