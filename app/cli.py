@@ -407,6 +407,7 @@ def evaluate(
     if sequential:
         from ..eval import in_sequence
         from .answers import say_judges, steps_table
+        from .compare import say_how
 
         if keep is not None:
             raise InputError("--sequential keeps no galleries: leave out --keep")
@@ -420,6 +421,7 @@ def evaluate(
             return
         for name in tools:
             out.print(steps_table(done, name, f"{len(loaded)} erasers in sequence on {backbone.name}"))
+        say_how(done.reports[-1].scores)
         say_judges(done.reports[-1].settings)
         return
     report = run(loaded, backbone, only=tools, control=side, keep=keep, force=force)

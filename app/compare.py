@@ -58,8 +58,6 @@ def show(title: str, scores: Mapping[str, Score | NotApplicable]) -> None:
     table = Table(title=title)
     for column in ("score", "value", "95 % interval", "n", "unerased", "change (paired 95 %)"):
         table.add_column(column, justify="left" if column == "score" else "right")
-    notes: list[str] = []
-    conventions: list[str] = []
     for name, s in scores.items():
         row = s.to_json()
         if "reason" in row:
@@ -76,15 +74,20 @@ def show(title: str, scores: Mapping[str, Score | NotApplicable]) -> None:
             paired = [figure("control"), change]
         label = f"{name}, {row['unit']}" if row["unit"] else name
         table.add_row(label, figure("value"), f"{figure('low')} .. {figure('high')}", str(row["n"]), *paired)
-        if note := row["details"].get("warning"):
-            notes.append(f"{name}: {note}")
-        if convention := row["details"].get("convention"):
-            conventions.append(f"{name}: {convention}{''.join(_beside(row['details']))}")
     out.print(table)
-    for line in conventions:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-    for note in notes:
-        err.print(note, markup=False, highlight=False, soft_wrap=True)
+    say_how(scores)
+
+
+def say_how(scores: Mapping[str, Score | NotApplicable]) -> None:
+    """Print by which convention each figure is counted, and what it warns of."""
+    told = {name: row["details"] for name, s in scores.items() if "details" in (row := s.to_json())}
+    for name, details in told.items():
+        if convention := details.get("convention"):
+            line = f"{name}: {convention}{''.join(_beside(details))}"
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for name, details in told.items():
+        if note := details.get("warning"):
+            err.print(f"{name}: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _beside(details: Mapping[str, Any]) -> Iterator[str]:

@@ -31,6 +31,7 @@ from erasers.eval import (
     Gallery,
     Judges,
     Lesson,
+    NotApplicable,
     Sampling,
     Verdict,
     answers,
@@ -886,6 +887,14 @@ def test_conventions_and_judges_are_printed_below_the_scores(monkeypatch):
     assert "ira: 50 styles retained, photographs among them; 98.0 by: 49 styles retained, photographs left out" in text
     assert 'judges on real images: {"object": {"value": 98.5, "n": 40}, "style": "not measured"}' in text
     assert "judges on unerased images: not measured" in text
+    assert "ua: not named by the style judge" in text
+    few = replace(
+        find("ira")().score(case),
+        details={"convention": "net; against photos", "reference images": 9, "warning": "few"},
+    )
+    compare.say_how({"fid": few, "kid": NotApplicable("nothing")})
+    assert "fid: net; against photos (9 images)" in streams[0].getvalue()
+    assert streams[1].getvalue() == "fid: few\n"
 
 
 def test_commands_on_a_model_of_another_world(judges, tmp_path):
