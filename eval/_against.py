@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -214,10 +215,11 @@ def measured(
     rng = np.random.default_rng(0)
     picks = [torch.from_numpy(np.bincount(rng.integers(names, size=names), minlength=names)) for _ in range(draws)]
     samples = np.array([[f(p.double()) for f in count] for p in picks if torch.count_nonzero(p[groups]) > 1])
-    low, high = around(sure, samples[:, 0])
+    least = -math.inf if signed else 0.0
+    own, bases = ((max(least, b[0]), b[1]) for b in (around(sure, samples[:, 0]), around(base, samples[:, 1])))
     change = around(sure - base, samples[:, 0] - samples[:, 1])
-    low = low if signed else max(0.0, low)
-    return Score(sure, len(both.erased), low, high, base, sure - base, *change, unit=unit, details=both.details)
+    n = len(both.erased)
+    return Score(sure, n, *own, base, sure - base, *change, *bases, unit=unit, details=both.details)
 
 
 def around(value: float, samples: np.ndarray) -> tuple[float, float]:
@@ -246,12 +248,10 @@ def averaged(pair: Sequence[Sequence[float]], labels: Sequence[Hashable], unit: 
     table = np.array(pair, float)
     means = resampled(table, labels, 2000, np.random.default_rng(0))
     value, base = table.mean(1).tolist()
-    low, high, change_low, change_high = (
-        float(np.quantile(v, q)) for v in (means[0], means[0] - means[1]) for q in (0.025, 0.975)
+    own, change, bases = (
+        (float(np.quantile(v, 0.025)), float(np.quantile(v, 0.975))) for v in (means[0], means[0] - means[1], means[1])
     )
-    return Score(
-        value, table.shape[1], low, high, base, value - base, change_low, change_high, unit=unit, details=details
-    )
+    return Score(value, table.shape[1], *own, base, value - base, *change, *bases, unit=unit, details=details)
 
 
 def resampled(table: np.ndarray, labels: Sequence[Hashable], draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -363,16 +363,19 @@ def mean(
         parts = [getattr(s, upper) - getattr(s, lower) for s in real]
         return (math.hypot(*parts) if apart else sum(parts)) / k
 
-    value, change = average("value"), average("change")
+    value, change, control = average("value"), average("change"), average("control")
+    unsure = math.isnan(control) or any(math.isnan(s.control_low) for s in real)
     return Score(
         value,
         n,
         max(least, value - reach("value", "low")),
         min(most, value + reach("high", "value")),
-        average("control"),
+        control,
         change,
         change - reach("change", "change_low"),
         change + reach("change_high", "change"),
+        math.nan if unsure else max(least, control - reach("control", "control_low")),
+        math.nan if unsure else min(most, control + reach("control_high", "control")),
         unit=unit,
         details={**same, **({"warning": warned[0]} if warned else {}), "concepts": k, **_conventions(real)},
     )

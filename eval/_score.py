@@ -23,6 +23,7 @@ class Score:
         control: the same figure of the unerased model on the same prompts and seeds; NaN (null in JSON) where its
             images were not given.
         change: value - control, with its paired 95 % interval `change_low`, `change_high`.
+        control_low, control_high: 95 % interval of the control; NaN where there is none or it is not known.
         unit: "%", a factor such as "x1000", or "" for a plain number.
         details: whatever else helps to read it.
     """
@@ -35,6 +36,8 @@ class Score:
     change: float
     change_low: float
     change_high: float
+    control_low: float = math.nan
+    control_high: float = math.nan
     unit: str = "%"
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -119,10 +122,11 @@ def share(
     paired = hits if control is None else control
     if not (len(hits) == len(paired) == len(clusters)):
         raise ValueError(f"expected paired lists, got {len(hits)}, {len(paired)} and {len(clusters)}")
-    low, high = bounds(hits, clusters)
+    low, high = (100 * b for b in bounds(hits, clusters))
     if control is None:
         nan, value = math.nan, 100 * sum(hits) / len(hits)
-        return Score(value, len(hits), 100 * low, 100 * high, nan, nan, nan, nan, details=details)
+        return Score(value, len(hits), low, high, nan, nan, nan, nan, details=details)
     value, base = 100 * sum(hits) / len(hits), 100 * sum(control) / len(control)
     change = clustered([100.0 * a - 100.0 * b for a, b in zip(hits, control, strict=True)], clusters)
-    return Score(value, len(hits), 100 * low, 100 * high, base, value - base, *change, details=details)
+    own_low, own_high = (100 * b for b in bounds(control, clusters))
+    return Score(value, len(hits), low, high, base, value - base, *change, own_low, own_high, details=details)

@@ -37,6 +37,8 @@ COLUMNS: dict[str, str] = {
     "change": "Float64",
     "change_low": "Float64",
     "change_high": "Float64",
+    "control_low": "Float64",
+    "control_high": "Float64",
     "unit": "string",
     "convention": "string",
     "judge_real": "Float64",
@@ -50,7 +52,7 @@ COLUMNS: dict[str, str] = {
 }
 """The tidy table's columns and their types: one row per model, method, settings, concept, seed and evaluator."""
 
-LATER = ("convention", "judge_real", "judge_unerased")
+LATER = ("control_low", "control_high", "convention", "judge_real", "judge_unerased")
 """Of them, those that older tables lack."""
 TEXT = {name: kind for name, kind in COLUMNS.items() if kind == "string"}
 """Of them, those that hold words, though they may look like numbers: a digest can be 41234567 or 1234e567."""
@@ -119,7 +121,8 @@ def _lines(row: Row) -> list[Row]:
         "seed": row["seed"],
         **{k: row[k] for k in ("seconds", "extra_mb", "bytes")},
     }
-    figures = ("value", "n", "low", "high", "control", "change", "change_low", "change_high", "unit")
+    sure = ("change_low", "change_high", "control_low", "control_high")
+    figures = ("value", "n", "low", "high", "control", "change", *sure, "unit")
     tools = {n: find(n) for n in row["scores"] if n in evaluators()}
     better = {n: getattr(t, "higher_is_better", None) for n, t in tools.items()}
     by_judges = {n for n, t in tools.items() if getattr(t, "pictures", True) is False}
@@ -161,18 +164,20 @@ def _originals(frame: pd.DataFrame) -> pd.DataFrame:
     known = known.assign(share=[_is_share(*v) for v in zip(known.value, known.n, known.low, known.high, strict=True)])
     out = known.groupby(keys, sort=False, as_index=False).agg({**{c: "first" for c in same}, "control": "mean"})
     out["value"] = out["control"].astype(float).round(4)
-    bounds = [
+    apart = [
         wilson(v / 100 * n, n) if ok else (math.nan, math.nan)
         for v, n, ok in zip(out.value, out.n, out.pop("share"), strict=True)
     ]
-    out["low"], out["high"] = ([round(100 * b[k], 4) for b in bounds] for k in (0, 1))
+    for k, end in enumerate(("low", "high")):
+        older = pd.Series([round(100 * b[k], 4) for b in apart], out.index, dtype="Float64")
+        out[end] = out[f"control_{end}"].astype("Float64").fillna(older)
     out[["change", "change_low", "change_high"]] = 0.0
     return out.assign(method=ORIGINAL, settings="")
 
 
 def _is_share(value: float, n: float, low: float, high: float) -> bool:
-    """Whether a figure is a share of images in percent, whose interval is Wilson's or holds it (`bounds`): then the
-    control's has Wilson's too.
+    """Whether a figure is a share of images in percent, whose interval is Wilson's or holds it (`bounds`): then a
+    control without an interval of its own, in older rows, has Wilson's.
     """
     if not (n > 0 and 0 <= value <= 100):
         return False

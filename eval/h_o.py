@@ -73,12 +73,12 @@ class HO:
         draws = np.stack([resampled(hits.double().numpy(), names, 2000, rng) for hits, names in parts.values()], 2)
         changes = [100 * (h_o(*a) - h_o(*b)) for a, b in zip(*draws, strict=True)]
         if self.soft:
-            own = [resampled(hits[:1].double().numpy(), names, 2000, rng) for hits, names in parts.values()]
-            ends = [(float(np.quantile(s, 0.025)), float(np.quantile(s, 0.975))) for s in own]
+            redrawn = [resampled(hits.double().numpy(), names, 2000, rng) for hits, names in parts.values()]
+            ends = [[[float(np.quantile(s[k], q)) for q in (0.025, 0.975)] for s in redrawn] for k in (0, 1)]
         else:
-            ends = [bounds(hits[0].tolist(), names) for hits, names in parts.values()]
-        low, high = (100 * h_o(ends[0][1 - s], ends[1][s], ends[2][1 - s]) for s in (0, 1))
-        change_low, change_high = (float(np.quantile(changes, q)) for q in (0.025, 0.975))
+            ends = [[list(bounds(hits[k].tolist(), names)) for hits, names in parts.values()] for k in (0, 1)]
+        own, bases = ((100 * h_o(e[0][1], e[1][0], e[2][1]), 100 * h_o(e[0][0], e[1][1], e[2][0])) for e in ends)
+        change = float(np.quantile(changes, 0.025)), float(np.quantile(changes, 0.975))
         sides = zip(("eraser", "unerased"), 100 * shares.round(6), strict=True)
         details = {
             **who,
@@ -87,7 +87,7 @@ class HO:
             **{f"Acc_e, Acc_s, Acc_g, {side}": row.tolist() for side, row in sides},
         }
         n = sum(hits.shape[1] for hits, _ in parts.values())
-        return Score(value, n, low, high, base, value - base, change_low, change_high, details=details)
+        return Score(value, n, *own, base, value - base, *change, *bases, details=details)
 
     def _hits(
         self, case: Case, sets: dict[str, list[int]]

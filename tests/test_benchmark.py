@@ -279,8 +279,20 @@ def test_an_evaluator_counts_where_all_entries_have_it():
         assert "neighbours" not in entry["scores"], "what nobody measured is no figure"
 
 
-def test_a_control_has_an_interval_only_where_the_figure_is_a_share():
+def test_a_control_has_the_interval_that_its_row_says():
     row = cell("star", swaps("star", every=2))
+    row["scores"]["ira"] |= {"control_low": 98.0, "control_high": 99.0}
+    frame = table([row])
+    own, mine = (frame[frame.method == m].set_index("evaluator") for m in ("original", "uce"))
+    assert tuple(own.loc["ira", ["low", "high"]]) == (98, 99)
+    for side in ("low", "high"):
+        assert (own[side] == mine[f"control_{side}"]).all()
+
+
+def test_a_control_of_an_older_row_has_an_interval_only_where_the_figure_is_a_share():
+    row = cell("star", swaps("star", every=2))
+    for score in row["scores"].values():
+        del score["control_low"], score["control_high"]
     row["scores"]["ira"] |= {"low": 60.0, "high": 61.0}  # no Wilson interval of its value
     frame = table([row])
     own = frame[frame.method == "original"].set_index("evaluator")

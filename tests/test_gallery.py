@@ -93,6 +93,7 @@ def test_control_is_drawn_once_and_neutral_on_a_zero_eraser(canvas):
     for name, score in report.scores.items():
         assert score.value == score.control, name
         assert (score.change, score.change_low, score.change_high) == (0, 0, 0), name
+        assert (score.control_low, score.control_high) == (score.low, score.high), name
     drawn = dict(control._done)
     control.side(canvas_plan(words.find("moon")), pictures=False)
     assert control._done == drawn

@@ -578,9 +578,10 @@ class TestIntervals:
         assert score.low < score.value == 2.5 < score.high
 
     def test_mean_keeps_unit_and_what_is_common(self):
+        told = [{"features": "f", "warning": str(v)} for v in (150.0, -2.0)]
         a, b = (
-            Score(v, 9, v - 1, v + 1, 200.0, v - 200, v - 201, v - 199, "x1000", {"features": "f", "warning": str(v)})
-            for v in (150.0, -2.0)
+            Score(v, 9, v - 1, v + 1, 200.0, v - 200, v - 201, v - 199, unit="x1000", details=d)
+            for v, d in zip((150.0, -2.0), told, strict=True)
         )
         m = mean([a, b])
         assert (m.value, m.unit, m.details) == (74, "x1000", {"features": "f", "warning": "150.0", "concepts": 2})

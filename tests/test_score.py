@@ -1,7 +1,7 @@
 """Scores of hand-made confusions are exactly what the definitions say."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,6 +96,7 @@ def test_a_weak_base_shows_in_the_control():
     ua = scores(case("moon", even, even))["ua"]
     assert ua.value == ua.control == pytest.approx(40)
     assert (ua.change, ua.change_low, ua.change_high) == (0, 0, 0)
+    assert (ua.control_low, ua.control_high) == (ua.low, ua.high)
 
 
 def test_wilson_against_its_defining_equation():
@@ -136,6 +137,9 @@ def test_bounds_of_a_share_know_what_fails_together():
     assert bounds([True] * 50, clusters[:50]) == wilson(50, 50), "never without a width"
     score = share(together, [True] * 110, clusters)
     assert (score.low, score.high) == (100 * low, 100 * high)
+    assert (score.control_low, score.control_high) == pytest.approx([100 * b for b in wilson(110, 110)])
+    turned = share([True] * 110, together, clusters)
+    assert (turned.control_low, turned.control_high) == (100 * low, 100 * high)
     with pytest.raises(ValueError, match="at least one image"):
         bounds([], [])
 
@@ -146,10 +150,13 @@ def test_unpaired_lists_are_refused():
 
 
 def test_mean_of_concepts():
-    a = Score(100, 50, 90, 100, 10, 90, 80, 95)
-    b = Score(80, 50, 70, 88, 0, 80, 70, 85)
+    a = Score(100, 50, 90, 100, 10, 90, 80, 95, 4, 22)
+    b = Score(80, 50, 70, 88, 0, 80, 70, 85, 0, 5)
     m = mean([a, b, NotApplicable("none")])
     assert (m.value, m.n, m.control, m.change) == (90, 100, 5, 85)
+    assert (m.control_low, m.control_high) == pytest.approx((5 - 6 / 2, 5 + math.hypot(12, 5) / 2))
+    old = mean([a, replace(b, control_low=math.nan, control_high=math.nan)])
+    assert all(map(math.isnan, (old.control_low, old.control_high))), "not known of one, not known of both"
     assert m.low == pytest.approx(90 - math.hypot(10, 10) / 2)
     none = NotApplicable("none")
     assert mean([a, none, b], [frozenset(range(50)), None, frozenset(range(50, 100))]) == mean([a, b]), "no image twice"

@@ -224,9 +224,10 @@ def kept(place: Path) -> dict[str, Score] | None:
     path = place / "scores.json"
     if not path.exists():
         return None
-    numbers = ("value", "low", "high", "control", "change", "change_low", "change_high")
+    sure = ("change_low", "change_high", "control_low", "control_high")
+    numbers = ("value", "low", "high", "control", "change", *sure)
     told = json.loads(path.read_text(encoding="utf-8"))
-    return {n: Score(**{**s, **{k: math.nan for k in numbers if s[k] is None}}) for n, s in told.items()}
+    return {n: Score(**{**s, **{k: math.nan for k in numbers if s.get(k, 0) is None}}) for n, s in told.items()}
 
 
 def keep(place: Path, scores: Mapping[str, Any]) -> dict[str, Score]:
