@@ -90,6 +90,12 @@ def erase(
     preserve: Annotated[
         str | None, typer.Option(help="Names to protect, with commas. Default: on Canvas all others, else neighbours.")
     ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Eraser (a LoRA) on top of which to make this one, for use beside it; repeat, in their order."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw (a whole number).", min=0, max=2**63 - 1)] = 0,
     out_folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write. Default: eraser-CONCEPT-METHOD.")
@@ -179,6 +185,7 @@ def erase(
         optimizer=optimizer,  # type: ignore[arg-type]
         divergence=divergence,
     )
+    below = _erasers(on)
     backbone = _load(model, dtype, device, reading, embeddings)
     tool = configure(method, suited(method, preset or backbone.preset, backbone.family), given)
     kept = None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()]
@@ -190,6 +197,7 @@ def erase(
             preserve=kept,
             seed=seed,
             loop=loop,
+            on=below,
         )
     if not main_process():
         return
@@ -205,7 +213,11 @@ def erase(
     base = f"--model {shlex.quote(model)}{words(reading, dtype=dtype, device=device)}"
     if embeddings is not None and not backbone.unencodable([p.text for p in _prompts(None, None)]):
         base += f" --embeddings {shlex.quote(str(embeddings))}"
-    _say(f"next: erasers grid {base} --eraser {shlex.quote(str(folder))} --out grid.png")
+    mine = " ".join(f"--eraser {shlex.quote(str(e))}" for e in (*(on or ()), folder))
+    if on:
+        _say(f"next: erasers evaluate --sequential {base} {mine}")
+    else:
+        _say(f"next: erasers grid {base} {mine} --out grid.png")
     if kept and (change := remedy(tool)):
         _warn(f"--preserve changed nothing: {method} with these settings reads no preserved names; {change}")
 
@@ -358,7 +370,10 @@ def evaluate(
     ] = False,
     sequential: Annotated[
         bool,
-        typer.Option("--sequential", help="Attach erasers one after the other; UA of all earlier ones each time."),
+        typer.Option(
+            "--sequential",
+            help="Attach erasers one after the other (see erase --on); UA of all earlier ones each time.",
+        ),
     ] = False,
     settings: SetOption = None,
     keep: Annotated[Path | None, typer.Option(help="Folder in which to keep both galleries.")] = None,
@@ -413,14 +428,19 @@ def evaluate(
             raise InputError("--sequential keeps no galleries: leave out --keep")
         done = in_sequence(loaded, backbone, only=tools, control=side)
         rows = done.table(next(iter(tools)))
-        text = json.dumps({"steps": rows, "reports": [r.to_json() for r in done.reports]}, indent=1, ensure_ascii=False)
+        text = json.dumps(
+            {"on top": done.on_top, "steps": rows, "reports": [r.to_json() for r in done.reports]},
+            indent=1,
+            ensure_ascii=False,
+        )
         if out_file is not None:
             write_text(out_file, text)
         if as_json:
             print(text)
             return
+        how_made = "each made on top of those before" if done.on_top else "each made alone on the base"
         for name in tools:
-            out.print(steps_table(done, name, f"{len(loaded)} erasers in sequence on {backbone.name}"))
+            out.print(steps_table(done, name, f"{len(loaded)} erasers in sequence on {backbone.name}, {how_made}"))
         say_how(done.reports[-1].scores)
         say_judges(done.reports[-1].settings)
         return

@@ -27,7 +27,7 @@ from ._method import (
 )
 from ._needs import Call, Needs, Planned, Sheet, Stage
 from ._overlap import overlap
-from ._payload import Payload
+from ._payload import Payload, tensors
 from ._pictures import KINDS as PICTURE_KINDS
 from ._pictures import Filed, filed
 from ._plan import Ask, Estimate, Planner, asked, plan
@@ -99,6 +99,7 @@ __all__ = [
     "settings_of",
     "solve",
     "suited",
+    "tensors",
     "to_preserve",
     "train",
     "write_folder",

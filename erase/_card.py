@@ -202,6 +202,18 @@ def _derived(recipe: Recipe) -> str:
     return f"\n\nMade from a {recipe.derived['from']} ({held}), whose scores are not its own."
 
 
+def _on(recipe: Recipe) -> str:
+    """What must be attached beside it."""
+    if not (below := recipe.base.get("on")):
+        return ""
+    names = "; ".join(f"{text(', '.join(b['concepts']))} ({b['method']}, `{b['fingerprint']}`)" for b in below)
+    several = f"{len(below)} other eraser{'s' if len(below) > 1 else ''}"
+    return (
+        f"\n\n**Made on top of {several}**: {names}. It is meant for use beside them, all attached to the same "
+        "base; what it does alone was not its aim."
+    )
+
+
 def _scores(recipe: Recipe) -> str:
     """What was measured of it, beside the unerased model."""
     rows = []
@@ -258,7 +270,7 @@ def card(recipe: Recipe, repo: str | None = None) -> str:
         settings="\n".join(f"- `{k}`: {text(v)}" for k, v in recipe.settings.items()),
         preserve=text(", ".join(recipe.preserve)) or "nothing",
         versions=", ".join(f"{k} {v}" for k, v in recipe.versions.items()),
-        derived=_derived(recipe),
+        derived=_derived(recipe) + _on(recipe),
         scores=_scores(recipe),
     )
     if repo is None:

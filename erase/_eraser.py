@@ -40,7 +40,7 @@ from ._export import Layout, base_values, check_bare, export
 from ._hub import fetch, push
 from ._hyper import STATIC, Hyper
 from ._lora import Lora
-from ._payload import Payload
+from ._payload import Payload, digest
 from ._recipe import Recipe
 
 KINDS: dict[str, type[Payload]] = {"lora": Lora, "delta": Delta, "hyper": Hyper}
@@ -347,6 +347,11 @@ class Eraser:
                 f"{made_for}; the weights of {backbone.name!r} differ by {away:.1%}: "
                 "use that base (in Python, force=True tries it on a relative of it)"
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of its numbers, 16 hexadecimal digits: the same of every copy and of no other eraser."""
+        return digest(self.payload)
 
     @property
     def drawing(self) -> Drawing | None:

@@ -87,6 +87,7 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
         "kind": recipe.kind,
         "scale": recipe.scale,
         **out,
+        **({"made on top of": recipe.base["on"]} if recipe.base.get("on") else {}),
         "preserve": recipe.preserve,
         "versions": recipe.versions,
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from ..pipelines import Backbone
@@ -66,3 +69,31 @@ class Payload(Protocol):
     def bake(self, backbone: Backbone, scale: float) -> None:
         """Write it into the base weights."""
         ...
+
+
+def tensors(value: object, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a payload, by its place; a number is a tensor too."""
+    if isinstance(value, torch.Tensor):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for k in sorted(value):
+            yield from tensors(value[k], f"{place}/{k}")
+    elif isinstance(value, (tuple, list)):
+        for k, v in enumerate(value):
+            yield from tensors(v, f"{place}/{k}")
+    elif isinstance(value, torch.nn.Module):
+        yield from tensors(value.state_dict(), place)
+    elif is_dataclass(value):
+        for f in fields(value):
+            yield from tensors(getattr(value, f.name), f"{place}/{f.name}")
+    elif isinstance(value, (int, float)):
+        yield place, torch.tensor(value)
+
+
+def digest(payload: Payload) -> str:
+    """A hash of every tensor of an eraser, 16 hexadecimal digits."""
+    found = hashlib.sha256()
+    for place, t in tensors(payload):
+        found.update(f"{place}{t.dtype}{tuple(t.shape)}".encode())
+        found.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -22,7 +22,7 @@ from ._cells import SCHEMA, CellKey, Cells, Row, digest, key_of, slug
 from ._cost import Cost
 from ._evaluate import Control, Report, evaluate, protocol_sampling
 from ._evaluator import choose
-from ._gallery import Gallery, Sampling, loaded_as, payload_digest
+from ._gallery import Gallery, Sampling, loaded_as
 from ._grid import save_image
 from ._judge import Judges, Verdict
 from ._paired import hits
@@ -182,7 +182,7 @@ class _Bench:
             erasers = [e.to_lora(self.backbone, rank=self.plan.rank) for e in erasers]
             took = [{**t, "bytes": _size(e)} for e, t in zip(erasers, took, strict=True)]
         place = self.cells.folder / ".galleries" / key.place
-        galleries = place / "-".join(payload_digest(e) for e in erasers)  # of an eraser made anew nothing goes on
+        galleries = place / "-".join(e.fingerprint for e in erasers)  # of an eraser made anew nothing goes on
         tools = choose(self.plan.only, self.plan.options)
         report = evaluate(erasers, self.backbone, only=tools, control=self.control, keep=galleries)
         pictures = self._pictures(key, report, Gallery.open(galleries / "erased"))

@@ -8,9 +8,9 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..erase import Eraser, Payload, check_target, write_folder
+from ..erase import Eraser, Payload, check_target, tensors, write_folder
 from ..pipelines import Backbone, Values, fingerprint, some
 from ..prompts import InputError, Prompt, unknown
 from ._spool import Fetched, Unkept
@@ -316,7 +316,7 @@ def record(backbone: Backbone, erasers: Sequence[Eraser], how: Sampling) -> dict
     return {
         "model": backbone.name,
         "fingerprint": hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16],
-        "erasers": [{**asdict(e.recipe), "fingerprint": payload_digest(e)} for e in erasers],
+        "erasers": [{**asdict(e.recipe), "fingerprint": e.fingerprint} for e in erasers],
         "sampling": asdict(how),
         "precision": _precision(backbone),
     }
@@ -337,37 +337,9 @@ def loaded_as(backbone: Backbone) -> dict[str, str]:
     return {"precision": _precision(backbone), **few, **origin}
 
 
-def _tensors(value: object, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a payload, by its place; a number is a tensor too."""
-    if isinstance(value, torch.Tensor):
-        yield place, value
-    elif isinstance(value, Mapping):
-        for k in sorted(value):
-            yield from _tensors(value[k], f"{place}/{k}")
-    elif isinstance(value, (tuple, list)):
-        for k, v in enumerate(value):
-            yield from _tensors(v, f"{place}/{k}")
-    elif isinstance(value, torch.nn.Module):
-        yield from _tensors(value.state_dict(), place)
-    elif is_dataclass(value):
-        for f in fields(value):
-            yield from _tensors(getattr(value, f.name), f"{place}/{f.name}")
-    elif isinstance(value, (int, float)):
-        yield place, torch.tensor(value)
-
-
-def payload_digest(eraser: Eraser) -> str:
-    """A hash of every tensor of an eraser."""
-    found = hashlib.sha256()
-    for place, t in _tensors(eraser.payload):
-        found.update(f"{place}{t.dtype}{tuple(t.shape)}".encode())
-        found.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
 def size(payload: Payload) -> int:
     """Bytes of an eraser's numbers: what it takes to store it, but for names and record."""
-    return sum(t.nbytes for _, t in _tensors(payload) if t.ndim)
+    return sum(t.nbytes for _, t in tensors(payload) if t.ndim)
 
 
 def file_name(k: int, p: Prompt) -> str:

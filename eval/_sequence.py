@@ -22,10 +22,13 @@ class Steps:
     Attributes:
         erased: names of the concepts that each step erased.
         reports: of all erasers up to and with that step, attached together.
+        on_top: whether each was made on top of all before it (`erase(..., on=...)`), as UnlearnCanvas does; otherwise
+            each was made alone, and what adds up is their updates.
     """
 
     erased: tuple[tuple[str, ...], ...]
     reports: tuple[Report, ...]
+    on_top: bool = False
 
     def table(self, score: str = "ua") -> list[dict[str, Any]]:
         """A row for each step and each concept erased by then: the score, and its change since the concept's own step
@@ -58,13 +61,15 @@ def in_sequence(
     control: Control | None = None,
 ) -> Steps:
     """Attach erasers one after the other and score every concept erased so far after each (UnlearnCanvas' sequential
-    unlearning).
+    unlearning, if each was made on top of those before).
 
     Raises:
-        InputError: fewer than two erasers, a concept that two of them erase, or what `evaluate` refuses.
+        InputError: fewer than two erasers, a concept that two of them erase, one made on top of others than those
+            before it, or what `evaluate` refuses.
     """
     if len(erasers) < 2:
         raise InputError(f"expected at least two erasers to attach one after the other, got {len(erasers)}")
+    on_top = made_on_top(erasers)
     control = control or Control(backbone)
     names = [tuple(control.world.find(n).name for n in e.recipe.names) for e in erasers]
     flat = [n for part in names for n in part]
@@ -73,4 +78,20 @@ def in_sequence(
     asked = [p for n in flat for p in control.plan(control.world.find(n))]
     check_remembered(backbone, asked, [control.world.plan_name(n) for n in flat])  # before the first of them is scored
     reports = [evaluate(erasers[:k], backbone, only=only, control=control) for k in range(1, len(erasers) + 1)]
-    return Steps(tuple(names), tuple(reports))
+    return Steps(tuple(names), tuple(reports), on_top)
+
+
+def made_on_top(erasers: Sequence[Eraser]) -> bool:
+    """Whether each was made on top of all before it.
+
+    Raises:
+        InputError: one was made on top of others.
+    """
+    prints = [e.fingerprint for e in erasers]
+    below = [[b["fingerprint"] for b in e.recipe.base.get("on", [])] for e in erasers]
+    for k, (one, under) in enumerate(zip(erasers, below, strict=True)):
+        if under and under != prints[:k]:
+            names = ", ".join(one.recipe.names)
+            made = ", ".join(n for b in one.recipe.base["on"] for n in b["concepts"])
+            raise InputError(f"the eraser of {names} was made on top of those of {made}: expected just them before it")
+    return all(below[1:])
