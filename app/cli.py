@@ -159,7 +159,17 @@ def erase(
     folder = out_folder or Path(
         f"eraser-{'-'.join(names)}-{method.rpartition(':')[2]}".replace(" ", "_").replace("/", "_").replace(":", "-")
     )
-    from ..erase import CONFIG_FILE, Loop, check_target, checkpoints, configure, main_process, suited, write_text
+    from ..erase import (
+        CONFIG_FILE,
+        Loop,
+        check_below,
+        check_target,
+        checkpoints,
+        configure,
+        main_process,
+        suited,
+        write_text,
+    )
     from ..erase import concept as known
     from ..erase import erase as run
     from ..erase import to_preserve as remedy
@@ -185,7 +195,9 @@ def erase(
         optimizer=optimizer,  # type: ignore[arg-type]
         divergence=divergence,
     )
-    below = _erasers(on)
+    if folder.resolve() in [Path(e).resolve() for e in on or ()]:
+        raise InputError(f"--out {folder} is an eraser to make this one on top of: choose another place")
+    check_below(below := _erasers(on))
     backbone = _load(model, dtype, device, reading, embeddings)
     tool = configure(method, suited(method, preset or backbone.preset, backbone.family), given)
     kept = None if preserve is None else [p.strip() for p in preserve.split(",") if p.strip()]
@@ -214,8 +226,10 @@ def erase(
     if embeddings is not None and not backbone.unencodable([p.text for p in _prompts(None, None)]):
         base += f" --embeddings {shlex.quote(str(embeddings))}"
     mine = " ".join(f"--eraser {shlex.quote(str(e))}" for e in (*(on or ()), folder))
-    if on:
+    if on and backbone.world == "canvas" and embeddings is None:
         _say(f"next: erasers evaluate --sequential {base} {mine}")
+    elif on:
+        _say(f"next: erasers draw {base} {mine} --out drawn")
     else:
         _say(f"next: erasers grid {base} {mine} --out grid.png")
     if kept and (change := remedy(tool)):
@@ -438,7 +452,9 @@ def evaluate(
         if as_json:
             print(text)
             return
-        how_made = "each made on top of those before" if done.on_top else "each made alone on the base"
+        later = done.on_top[1:]
+        how_made = "each made on top of those before" if all(later) else "some made on top of those before"
+        how_made = how_made if any(later) else "each made alone on the base"
         for name in tools:
             out.print(steps_table(done, name, f"{len(loaded)} erasers in sequence on {backbone.name}, {how_made}"))
         say_how(done.reports[-1].scores)

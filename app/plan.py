@@ -104,6 +104,10 @@ def _plan(said: dict[str, Any], settings: dict[str, Any]) -> None:
 
     from ..erase import Loop, Machine, Planner, asked, configure, fit, parse_bytes, suited
 
+    if said["on"]:
+        raise InputError(
+            "--on: what lies below is not counted (a copy of the weights that it changes); plan without it"
+        )
     reading = {n: said.pop(f"loading_{n}") for n in FLAGS}
     how = loading(reading)
     for name, flag in FLAGS.items():
@@ -133,8 +137,8 @@ def _plan(said: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _remember(said: dict[str, Any], settings: dict[str, Any]) -> None:
-    from ..erase import check_target, configure, remember, suited
-    from .cli import _load, _prompts, _say
+    from ..erase import check_below, check_target, configure, remember, suited
+    from .cli import _erasers, _load, _prompts, _say
 
     reading = {n: said.pop(f"loading_{n}") for n in FLAGS}
     target, given = said["out_folder"], _settings(said, settings)
@@ -144,11 +148,12 @@ def _remember(said: dict[str, Any], settings: dict[str, Any]) -> None:
     if said["embeddings"] is not None:
         raise InputError("--embeddings: that is what is made here; leave it out, or erase with it")
     also = [p.text for source in said["prompts"] or () for p in _prompts(source, None)]
+    check_below(below := _erasers(said["on"]))
     backbone = _load(said["model"], said["dtype"], said["device"], reading)
     preset = suited(said["method"], said["preset"] or backbone.preset, backbone.family)
     tool, concepts = configure(said["method"], preset, given), _concepts(said, backbone)
     also += said["validate"] or []
-    made = remember(concepts, backbone, method=tool, preserve=_preserve(said), also=also)
+    made = remember(concepts, backbone, method=tool, preserve=_preserve(said), also=also, on=below)
     _say(f"{len(made.states)} prompts of {backbone.name} in {made.save(target)}: add --embeddings {target}")
 
 

@@ -1,5 +1,6 @@
 """Methods and erasers. A file here without a leading underscore is a method, and its name is its public name."""
 
+from ._below import check_below, made_on_top, warn_alone
 from ._contract import CHECKS
 from ._delta import Change, Delta
 from ._erase import concept, default_preserve, erase, solve
@@ -76,6 +77,7 @@ __all__ = [
     "Task",
     "Trainer",
     "asked",
+    "check_below",
     "check_target",
     "checkpoints",
     "concept",
@@ -87,6 +89,7 @@ __all__ = [
     "filed",
     "find",
     "fit",
+    "made_on_top",
     "main_process",
     "methods",
     "name_of",
@@ -102,6 +105,7 @@ __all__ = [
     "tensors",
     "to_preserve",
     "train",
+    "warn_alone",
     "write_folder",
     "write_text",
     "written_norms",

@@ -12,7 +12,7 @@ from typing import Any
 from ..pipelines import Backbone, Drawing, check_unfused, components, fingerprint
 from ..prompts import WORLDS, Concept, InputError, World, canvas
 from ._base import told
-from ._below import check_adds_up, concepts_of, in_the_weights, record_of
+from ._below import check_adds_up, check_below, concepts_of, in_the_weights, record_of
 from ._delta import Delta
 from ._eraser import Eraser
 from ._hyper import Hyper
@@ -97,7 +97,9 @@ class _Solution:
     drawing: Drawing | None = None
 
 
-def _solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None) -> _Solution:
+def _solve(
+    tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None, below: Sequence[Eraser] = ()
+) -> _Solution:
     for part in components(backbone.pipe):
         check_unfused(part, "cannot erase")  # PEFT would take it out of the weights when adapters are switched off
     with backbone.using(None):  # a closed form reads the weights, and the user's adapters are no part of them
@@ -130,6 +132,7 @@ def _solve(tool: Method, backbone: Backbone, *, task: Task, loop: Loop | None) -
         "model": backbone.name,
         "base": hashlib.sha256(json.dumps(base).encode()).hexdigest()[:16],
         "precision": training,
+        **({"on": [e.fingerprint for e in below]} if below else {}),
     }
     learnt = train(result, backbone, loop=loop, identity=identity, seed=task.seed)
     return _Solution(learnt, training, result.drawing)
@@ -165,20 +168,23 @@ def prepared(
     """What is to be erased and what preserved, of the names that `erase` is given, where some are `gone` before.
 
     Raises:
-        InputError: no concept, an unknown name, a concept both erased and preserved, one that is gone before, an anchor
-            that is being erased or gone.
+        InputError: no concept, an unknown name, a concept both erased and preserved, one that is gone before, or an
+            anchor that is being erased or gone.
     """
     several = [concepts] if isinstance(concepts, (str, Concept)) else list(concepts)
     if not several:
         raise InputError("expected at least one concept to erase, got none: name one, for example moon")
     wanted = tuple(c if isinstance(c, Concept) else concept(c, backbone) for c in several)
-    if twice := sorted({c.name for c in wanted} & {c.name for c in gone}):
+    below = {n.lower() for c in gone for n in c.names}
+    if twice := [c.name for c in wanted if below & {n.lower() for n in c.names}]:
         raise InputError(f"{', '.join(twice)} is erased already by an eraser below: leave one of the two out")
     wanted = tuple(_with_anchor_that_stays(c, (*wanted, *gone), backbone) for c in wanted)
     if preserve is None:
         kept = default_preserve((*wanted, *gone), backbone)
     else:
         kept = tuple(concept(n, backbone) for n in preserve)
+    if lost := [c.name for c in kept if c.name.lower() in below]:
+        raise InputError(f"{', '.join(lost)} is erased by an eraser below and cannot be preserved: leave it out")
     clash = {n for c in wanted for n in c.names} & {c.name for c in kept}
     if clash:
         raise InputError(f"{', '.join(sorted(clash))} cannot be erased and preserved at once: drop one of the two")
@@ -205,7 +211,7 @@ def erase(
     preserve: Sequence[str] | None = None,
     seed: int = 0,
     loop: Loop | None = None,
-    on: Sequence[Eraser] = (),
+    on: Eraser | Sequence[Eraser] = (),
 ) -> Eraser:
     """Remove concepts from a pipeline and hand back the eraser. The pipeline itself is left as it was.
 
@@ -217,22 +223,25 @@ def erase(
         preserve: names to protect; see `default_preserve`.
         seed: of every draw.
         loop: how a trained method runs: checkpoints, precision, trackers.
-        on: erasers, all LoRAs, on top of which this one is made: the pipeline that the method sees has them in its
-            weights (sequential unlearning). The answer is meant for use beside them, all attached to the same base.
+        on: one eraser or several, all LoRAs, on top of which this one is made: the pipeline that the method sees has
+            them in its weights (sequential unlearning). The answer is meant for use beside them, all attached to the
+            same base.
 
     Raises:
         InputError: no concept, an unknown name or setting, a concept both erased and preserved, an anchor that is being
             erased, settings that give no finite numbers, or erasers or a method that do not add up with `on`.
         Diverged: an `InputError` of a trained method; its last good checkpoint is kept.
     """
-    wanted, kept = prepared(concepts, backbone, preserve, concepts_of(on))
+    below = (on,) if isinstance(on, Eraser) else tuple(on)
+    check_below(below)
+    wanted, kept = prepared(concepts, backbone, preserve, concepts_of(below))
     tool = chosen(method, backbone)
-    if on:
+    if below:
         check_adds_up(tool)
-    with in_the_weights(on, backbone):
-        solved = _solve(tool, backbone, task=Task(wanted, kept, seed), loop=loop)
+    with in_the_weights(below, backbone):
+        solved = _solve(tool, backbone, task=Task(wanted, kept, seed), loop=loop, below=below)
     result = solved.result
-    if on and isinstance(result, Delta):
+    if below and isinstance(result, Delta):
         raise InputError(f"{name_of(tool)} gave new values for weights, which do not add up with the erasers below")
     payload: Payload = (
         result if isinstance(result, (Delta, Hyper)) else Lora({n: (a.cpu(), b.cpu()) for n, (a, b) in result.items()})
@@ -253,7 +262,7 @@ def erase(
             "component": backbone.component,
             "fingerprint": edited,
             **_made_from(backbone),
-            **({"on": record_of(on)} if on else {}),
+            **({"on": record_of(below)} if below else {}),
         },
         concepts=[{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()} for c in wanted],
         preserve=[] if to_preserve(tool) else [c.name for c in kept],

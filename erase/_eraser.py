@@ -350,8 +350,9 @@ class Eraser:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of its numbers, 16 hexadecimal digits: the same of every copy and of no other eraser."""
-        return digest(self.payload)
+        """A hash of its numbers, 16 hexadecimal digits: the same of every copy in one precision, saved or not."""
+        payload = self.payload
+        return digest(Lora(files.one_rank(payload.factors)) if isinstance(payload, Lora) else payload)
 
     @property
     def drawing(self) -> Drawing | None:

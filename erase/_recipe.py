@@ -24,7 +24,8 @@ class Recipe:
         settings: every setting of the method.
         seed: of every draw it made.
         family: "sd", "sdxl", ...
-        base: `id` of the base model and a `fingerprint` of the edited weights.
+        base: `id` of the base model and a `fingerprint` of the edited weights; `on`: the erasers below, if it was made
+            on top of others.
         concepts: what was erased, each with name, anchor, synonyms, neighbours, kind.
         preserve: names that were protected.
         targets: full names of what is edited: Linears of a lora or a hypernetwork, parameters of a delta.
@@ -72,6 +73,7 @@ class Recipe:
             _ = recipe.base["id"], [float(w) for w in recipe.base["fingerprint"]["weights"]]
             _ = [Concept.from_json(c) for c in recipe.concepts]
             _ = Drawing.from_json(recipe.drawing) if recipe.drawing else None
+            _ = [(*b["concepts"], b["method"], b["fingerprint"]) for b in recipe.base.get("on", [])]
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(f"{origin} is no eraser's record ({type(error).__name__}: {error})") from error
         return recipe

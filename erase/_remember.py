@@ -7,7 +7,9 @@ from typing import Any
 
 from ..pipelines import Backbone, Embeddings
 from ..prompts import Concept
+from ._below import check_below, concepts_of
 from ._erase import chosen, prepared
+from ._eraser import Eraser
 from ._method import Method, Task
 from ._train import Loop, Session, Trainer
 
@@ -19,6 +21,7 @@ def remember(
     method: str | tuple[str, Mapping[str, Any]] | Method = "uce",
     preserve: Sequence[str] | None = None,
     also: Sequence[str] = (),
+    on: Eraser | Sequence[Eraser] = (),
 ) -> Embeddings:
     """What `erase` of the same arguments would encode, for `load(..., embeddings=...)`: then no text encoder is loaded.
     A closed form is worked out for it, a trained method starts and takes no step.
@@ -29,11 +32,14 @@ def remember(
         method: as `erase` takes it.
         preserve: as `erase` takes it.
         also: more prompts, such as those that are to be drawn.
+        on: as `erase` takes them.
 
     Raises:
         InputError: what `erase` would refuse, or the text encoders are not there.
     """
-    task, tool = Task(*prepared(concepts, backbone, preserve)), chosen(method, backbone)
+    below = (on,) if isinstance(on, Eraser) else tuple(on)
+    check_below(below)
+    task, tool = Task(*prepared(concepts, backbone, preserve, concepts_of(below))), chosen(method, backbone)
     with backbone.noting() as asked:
         with backbone.using(None):
             made = tool.run(backbone, task)

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from ..erase import Eraser, check_target
+from ..erase import Eraser, check_target, warn_alone
 from ..pipelines import Backbone
 from ..prompts import InputError, Prompt
 from ._gallery import (
@@ -85,6 +85,7 @@ def collect(
         _wait(count)
         missing = [b for b in range(0, len(files), how.batch) if not _have(root, files[b : b + how.batch])]
         _wait(count)  # until all have seen the same
+        warn_alone(erasers)
         for eraser in erasers:
             stack.enter_context(eraser.attached(backbone))
         _draw(root, backbone, prompts, files, how, missing[rank::count])

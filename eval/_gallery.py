@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..erase import Eraser, Payload, check_target, tensors, write_folder
+from ..erase import Eraser, Payload, check_target, tensors, warn_alone, write_folder
 from ..pipelines import Backbone, Values, fingerprint, some
 from ..prompts import InputError, Prompt, unknown
 from ._spool import Fetched, Unkept
@@ -224,7 +224,7 @@ def draw(
     take: Callable[[Sequence[Image.Image]], None] | None = None,
 ) -> Gallery:
     """Draw every prompt with the given erasers on, and nothing else changed. One that draws in few steps draws so,
-    whatever `how` says.
+    whatever `how` says. A warning names erasers that were made on top of others which are not given.
 
     Args:
         backbone: the pipeline.
@@ -240,6 +240,7 @@ def draw(
     if not prompts:
         raise InputError("expected at least one prompt to draw, got none")
     how = fitting(how or sampling(backbone), erasers)
+    warn_alone(erasers)
     seconds = 0.0
     images: list[Image.Image] = []
     with ExitStack() as stack:

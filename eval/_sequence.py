@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..erase import Eraser
+from ..erase import Eraser, made_on_top
 from ..pipelines import Backbone
 from ..prompts import InputError
 from ._evaluate import Control, Report, evaluate
@@ -22,13 +22,13 @@ class Steps:
     Attributes:
         erased: names of the concepts that each step erased.
         reports: of all erasers up to and with that step, attached together.
-        on_top: whether each was made on top of all before it (`erase(..., on=...)`), as UnlearnCanvas does; otherwise
-            each was made alone, and what adds up is their updates.
+        on_top: of each step's eraser whether it was made on top of all before it (`erase(..., on=...)`), as
+            UnlearnCanvas does; otherwise it was made alone, and what adds up is the updates.
     """
 
     erased: tuple[tuple[str, ...], ...]
     reports: tuple[Report, ...]
-    on_top: bool = False
+    on_top: tuple[bool, ...] = ()
 
     def table(self, score: str = "ua") -> list[dict[str, Any]]:
         """A row for each step and each concept erased by then: the score, and its change since the concept's own step
@@ -69,29 +69,13 @@ def in_sequence(
     """
     if len(erasers) < 2:
         raise InputError(f"expected at least two erasers to attach one after the other, got {len(erasers)}")
-    on_top = made_on_top(erasers)
     control = control or Control(backbone)
     names = [tuple(control.world.find(n).name for n in e.recipe.names) for e in erasers]
     flat = [n for part in names for n in part]
     if twice := sorted({n for n in flat if flat.count(n) > 1}):
         raise InputError(f"{twice[0]!r} is erased twice in the sequence: leave one of the two out")
+    on_top = made_on_top(erasers)
     asked = [p for n in flat for p in control.plan(control.world.find(n))]
     check_remembered(backbone, asked, [control.world.plan_name(n) for n in flat])  # before the first of them is scored
     reports = [evaluate(erasers[:k], backbone, only=only, control=control) for k in range(1, len(erasers) + 1)]
     return Steps(tuple(names), tuple(reports), on_top)
-
-
-def made_on_top(erasers: Sequence[Eraser]) -> bool:
-    """Whether each was made on top of all before it.
-
-    Raises:
-        InputError: one was made on top of others.
-    """
-    prints = [e.fingerprint for e in erasers]
-    below = [[b["fingerprint"] for b in e.recipe.base.get("on", [])] for e in erasers]
-    for k, (one, under) in enumerate(zip(erasers, below, strict=True)):
-        if under and under != prints[:k]:
-            names = ", ".join(one.recipe.names)
-            made = ", ".join(n for b in one.recipe.base["on"] for n in b["concepts"])
-            raise InputError(f"the eraser of {names} was made on top of those of {made}: expected just them before it")
-    return all(below[1:])

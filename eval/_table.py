@@ -162,7 +162,10 @@ def _originals(frame: pd.DataFrame) -> pd.DataFrame:
     same = ["domain", "split", "higher_is_better", "n", "unit", *LATER, "share"]
     known = frame[frame["control"].notna() & frame["value"].notna()]
     known = known.assign(share=[_is_share(*v) for v in zip(known.value, known.n, known.low, known.high, strict=True)])
-    out = known.groupby(keys, sort=False, as_index=False).agg({**{c: "first" for c in same}, "control": "mean"})
+    known = known.sort_values(
+        "control_low", key=pd.isna, kind="stable"
+    )  # figure, n and interval of one row that has all
+    out = known.groupby(keys, sort=False, as_index=False).agg(dict.fromkeys([*same, "control"], "first"))
     out["value"] = out["control"].astype(float).round(4)
     apart = [
         wilson(v / 100 * n, n) if ok else (math.nan, math.nan)

@@ -657,6 +657,23 @@ def test_damage_is_seen(name, world):
     assert max(better * score.change_low, better * score.change_high) < 0
 
 
+@pytest.mark.filterwarnings("ignore:FID of")
+@pytest.mark.parametrize("name", sorted(set(MEASURES) - {"lpips", "drift"}))
+def test_both_sides_have_intervals_of_one_kind(name, world, detectors):
+    """Sides changed: each has the figure and the interval that the other had; those of two distances from the unerased
+    images have no other side.
+    """
+    prompts, images = world
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)) for _ in images]
+    damaged = [n if k % 3 == 0 else i for k, (i, n) in enumerate(zip(images, noise, strict=True))]
+    tool = find(name)(**settings(name))
+    one, two = tool.score(case_of(prompts, damaged, images)), tool.score(case_of(prompts, images, damaged))
+    for a, b in ((one, two), (two, one)):
+        assert (a.control, a.control_low, a.control_high) == pytest.approx((b.value, b.low, b.high), abs=1e-9)
+    assert one.value != one.control or name in ("nudity", "celebrity")
+
+
 @pytest.mark.parametrize("name", MEASURES)
 def test_no_control_is_said(name, world, detectors):
     """An answer set that was judged alone: its own images never stand in for the unerased model's."""

@@ -520,10 +520,10 @@ class TestOnAPipeline:
         assert rows[1]["value"] == both.by_concept["Monet"]["ua"].value
         assert rows[0]["rebound"] == rows[2]["rebound"] == 0
         assert rows[1]["rebound"] == rows[1]["value"] - rows[0]["value"]
-        assert not done.on_top
+        assert done.on_top == (True, False)
         stack = [stack[0], erase("Sea", sd, method=("random", {"strength": 3.0}), on=stack[:1])]
         again = in_sequence(stack, sd, only=["ua"], control=control)
-        assert again.on_top
+        assert again.on_top == (True, True)
         assert again.table()[0] == rows[0]
         with pytest.raises(InputError, match="at least two erasers"):
             in_sequence(stack[:1], sd, control=control)
