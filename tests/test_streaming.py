@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erasers.erase import Hyper, erase
+from erasers.erase import Hyper, erase, tensors
 from erasers.erase._hypernet import Hypernetwork, Plan
 from erasers.eval import Case, Control, Gallery, Sampling, Score, Verdict, choose, draw, evaluate, judges
 from erasers.eval._detectors import detector
-from erasers.eval._gallery import Stored, _tensors, size
+from erasers.eval._gallery import Stored, size
 from erasers.eval._judge import Watch
 from erasers.eval._spool import Gathered, Spool, Unkept
 from erasers.prompts import CANVAS, InputError, canvas_grid
@@ -345,7 +345,7 @@ def test_a_hypernetwork_is_told_by_its_weights():
     other.network.load_state_dict(one.network.state_dict())
 
     def told(payload):
-        return [(n, t.tolist()) for n, t in _tensors(payload)]
+        return [(n, t.tolist()) for n, t in tensors(payload)]
 
     assert told(one) == told(other)
     next(iter(other.network.parameters())).data += 1
