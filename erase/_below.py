@@ -60,11 +60,8 @@ def _add(erasers: Sequence[Eraser], weights: Any) -> float:  # noqa: ANN401
     sums: dict[str, Tensor] = {}
     for one in erasers:
         assert isinstance(one.payload, Lora), "see check_below"
-        for name, (a, b) in one.payload.factors.items():
-            w = weights[name]
-            update = one.recipe.scale * (b.to(w.device).float().flatten(1) @ a.to(w.device).float().flatten(1)).view_as(
-                w
-            )
+        for name in one.payload.factors:
+            update = one.payload.update(name, weights[name], one.recipe.scale)
             sums[name] = sums[name] + update if name in sums else update
     off = size = 0.0
     with torch.no_grad():

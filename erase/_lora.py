@@ -81,7 +81,11 @@ class Lora:
     def bake(self, backbone: Backbone, scale: float) -> None:
         weights = self.weights(backbone)
         with torch.no_grad():
-            for path, (a, b) in self.factors.items():
+            for path in self.factors:
                 w = weights[path]
-                update = scale * (b.to(w.device).float().flatten(1) @ a.to(w.device).float().flatten(1))
-                w.copy_((w.float() + update.view_as(w)).to(w.dtype))
+                w.copy_((w.float() + self.update(path, w, scale)).to(w.dtype))
+
+    def update(self, path: str, weight: Tensor, scale: float) -> Tensor:
+        """What comes on top of one weight: float32, of its shape and on its device."""
+        a, b = (t.to(weight.device).float().flatten(1) for t in self.factors[path])
+        return (scale * (b @ a)).view_as(weight)
