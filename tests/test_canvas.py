@@ -257,7 +257,6 @@ class TestShipped:
         styles = np.mean([a == p.style for a, p in zip(seen.styles, prompts, strict=True)])
         assert objects >= 0.93, "95 % less the noise of 120 images"
         assert styles >= 0.96, "98 % less the noise of 120 images"
-        assert gallery.manifest["seconds"] < 60
 
     @pytest.mark.slow
     def test_the_stock_call_of_the_flow_pipeline(self):

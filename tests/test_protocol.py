@@ -868,12 +868,13 @@ class TestUnpack:
 
 def test_cost():
     """Seconds and memory of a block that holds 64 MB for a moment."""
+    start = time.perf_counter()
     with Cost() as cost:
         held = np.ones(64 * 2**20, np.uint8)
         time.sleep(0.05)
         del held
-    told = cost.to_json()
-    assert 0.05 <= told["seconds"] < 2
+    told, whole = cost.to_json(), time.perf_counter() - start
+    assert 0.05 <= told["seconds"] <= round(whole, 3) + 0.001
     if told["on"] == "cpu" and told["peak MB"] is not None:
         assert 60 <= told["peak MB"] < 200
 

@@ -91,10 +91,8 @@ def test_killed_from_outside(tmp_path):
     subprocess.run([*base, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     log = tmp_path / "cut.training/log.jsonl"
     process = subprocess.Popen([*base, "--out", str(tmp_path / "cut")], stdout=subprocess.DEVNULL)
-    deadline = time.time() + 120
     while not log.exists() or len(log.read_text().splitlines()) < 7:
         assert process.poll() is None
-        assert time.time() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
