@@ -2,21 +2,28 @@
 
     python bench/canvas_sequence.py --methods uce,esd --work sequence --out docs/results/canvas-sequence.json
     python bench/canvas_sequence.py --print --out docs/results/canvas-sequence.json
+    python bench/canvas_sequence.py --picture sequence.png --methods esd --work sequence --out sequence.json
 
-UnlearnCanvas' sequential unlearning in two ways: each eraser made on top of those before it (`erase --on`), as published,
-and each made alone on the base, attached beside the others. After each step all erasers so far are scored together by
-`erasers.eval.in_sequence`, with the unerased model beside. Writes OUT and prints a Markdown table of each method and way.
-A run that was stopped goes on where it was: erasers, trainings and scores lie in WORK.
+UnlearnCanvas' sequential unlearning in two ways: each eraser made on top of those before it (`erase --on`), as
+published, and each made alone on the base, attached beside the others. After each step all erasers so far are scored
+together by `erasers.eval.in_sequence`, with the unerased model beside. Writes OUT and prints a Markdown table of each
+method and way, and how often the prompts of one erased concept draw another one. A run that was stopped goes on where
+it was: erasers, trainings and scores lie in WORK. --picture draws a prompt of each concept, and some of what stays,
+after each step of the first method on top.
 """
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from erasers.erase import Eraser, Loop, erase
-from erasers.eval import Control, in_sequence
+from PIL import Image
+
+from erasers.erase import Eraser, Loop, checkpoints, erase
+from erasers.eval import Control, Report, draw, grid, in_sequence
 from erasers.pipelines import Backbone, load
+from erasers.prompts import Prompt, canvas
 
 FIVE = "moon,cat,house,mosaic,neon"
 KEPT = ("ira", "cra", "neighbours", "in_prompt")
@@ -30,11 +37,23 @@ def chain(method: str, concepts: Sequence[str], backbone: Backbone, *, on_top: b
         below = made if on_top else []
         place = work / "-".join([method, *([*concepts[:k], "then"] if below else []), concept])
         if not place.exists():
-            loop = Loop(work=place.with_suffix(".training"), checkpoint_every=20, resume=True)
+            training = place.with_suffix(".training")
+            loop = Loop(work=training, resume=bool(checkpoints(training)))
             eraser = erase(concept, backbone, method=method, seed=0, on=below, loop=loop)
             eraser.save_pretrained(place)
         made.append(Eraser.from_pretrained(place))
     return made
+
+
+def instead(report: Report, erased: Sequence[str]) -> dict[str, dict[str, int]]:
+    """What the judge sees in the images of each concept's UA, most often first."""
+    gone = set(erased)
+    out = {}
+    for name in erased:
+        mine = [k for k, p in enumerate(report.prompts) if p.role == "grid" and gone & {p.object, p.style} == {name}]
+        saw = report.seen.objects if name in {p.object for p in report.prompts} else report.seen.styles
+        out[name] = dict(Counter(saw[k] for k in mine).most_common())
+    return out
 
 
 def scored(method: str, way: str, concepts: Sequence[str], control: Control, work: Path) -> dict:
@@ -56,6 +75,7 @@ def scored(method: str, way: str, concepts: Sequence[str], control: Control, wor
                 "erased": part,
                 "ua": [r for r in steps.table("ua") if r["step"] == k],
                 "scores": {n: s.to_json() for n, s in report.scores.items()},
+                "instead": instead(report, [n for part in steps.erased[:k] for n in part]),
                 "images": len(report.prompts),
             }
             for k, (part, report) in enumerate(zip(steps.erased, steps.reports, strict=True), start=1)
@@ -67,10 +87,24 @@ def scored(method: str, way: str, concepts: Sequence[str], control: Control, wor
     return row
 
 
+def picture(method: str, concepts: Sequence[str], backbone: Backbone, work: Path) -> Image.Image:
+    """A line for each erased concept and for four that stay, a column for each step; every prompt with seed 188."""
+    erasers = chain(method, concepts, backbone, on_top=True, work=work)
+    objects, styles = ([c.name for c in s if c.name not in concepts] for s in (canvas.OBJECTS, canvas.STYLES))
+    pairs = [(c, styles[0]) if canvas.find(c).kind == "object" else (objects[0], c) for c in concepts]
+    pairs += zip(objects[1:5], styles[1:5], strict=True)
+    prompts = [Prompt(canvas.caption(*p), 188) for p in pairs]
+    heads = ["original", *(f"{'then ' * (k > 0)}{c}" for k, c in enumerate(concepts))]
+    columns = {head: draw(backbone, prompts, erasers[:k]).images for k, head in enumerate(heads)}
+    return grid(columns, [f"{o}, {s}" for o, s in pairs], cell=96, title=f"{method}, each made on top of those before")
+
+
 def markdown(row: dict) -> str:
-    """One line a step: UA of every concept erased by then, the change of what stays, and the number of images."""
+    """One line a step: UA of every concept erased by then, the share of its images in which another erased one is seen,
+    the change of what stays, and the number of images.
+    """
     concepts = [n for step in row["steps"] for n in step["erased"]]
-    heads = ["erased now", *(f"UA {n}" for n in concepts), *KEPT, "images"]
+    heads = ["erased now", *(f"UA {n}" for n in concepts), "shows another", *KEPT, "images"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
 
     def stays(score: dict) -> str:
@@ -79,7 +113,10 @@ def markdown(row: dict) -> str:
     for step in row["steps"]:
         ua = {r["concept"]: r["value"] for r in step["ua"]}
         gone = ["" if n not in ua else f"{ua[n]:.1f}" for n in concepts]
-        cells = [*step["erased"], *gone, *(stays(step["scores"][n]) for n in KEPT), str(step["images"])]
+        images = [(name, label) for name, saw in step["instead"].items() for label in Counter(saw).elements()]
+        another = sum(label != name and label in ua for name, label in images) / len(images)
+        stay = [stays(step["scores"][n]) for n in KEPT]
+        cells = [*step["erased"], *gone, f"{100 * another:.1f}", *stay, str(step["images"])]
         lines.append("| " + " | ".join(cells) + " |")
     return f"### `{row['method']}`, each made {row['way']}\n\n" + "\n".join(lines) + "\n"
 
@@ -93,7 +130,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("sequence"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--print", action="store_true", help="format the rows of OUT; draw and write nothing")
+    parser.add_argument("--picture", type=Path, help="draw this file instead")
     args = parser.parse_args(argv)
+    if args.picture:
+        method, concepts = args.methods.split(",")[0], args.concepts.split(",")
+        picture(method, concepts, load(args.model), args.work).save(args.picture)
+        return
     if args.print:
         rows = json.loads(args.out.read_text())
     else:

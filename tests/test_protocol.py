@@ -10,6 +10,7 @@ import shutil
 import time
 from dataclasses import asdict, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 import tiny
 from erasers.app import answers as answers_commands
 from erasers.app import cli, compare
-from erasers.erase import concept, erase, filed
+from erasers.erase import Eraser, concept, erase, filed
 from erasers.eval import (
     Case,
     Control,
@@ -529,6 +530,44 @@ class TestOnAPipeline:
             in_sequence(stack[:1], sd, control=control)
         with pytest.raises(InputError, match="'Monet' is erased twice"):
             in_sequence([stack[0], stack[0]], sd, control=control)
+
+    def test_the_table_of_sequences(self, sd, judges, tmp_path, monkeypatch, capsys):
+        """bench/canvas_sequence.py: both ways, nothing made twice, the figures of `in_sequence` in its lines."""
+        monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
+        import canvas_sequence as bench
+
+        control = Control(sd, self.HOW, judges=Judges.from_folder(judges, SMALL))
+        names, work = ("Dogs", "Sea"), tmp_path / "work"
+        work.mkdir()
+        rows = [bench.scored("uce", way, names, control, work) for way in bench.WAYS]
+        assert [r["on top"] for r in rows] == [(True, True), (True, False)]
+        there = sorted(p.name for p in work.iterdir() if p.is_dir())
+        assert there == ["uce-Dogs", "uce-Dogs-then-Sea", "uce-Sea"]
+        stack = [Eraser.from_pretrained(work / n) for n in ("uce-Dogs", "uce-Dogs-then-Sea")]
+        done = in_sequence(stack, sd, only=["ua", *bench.KEPT], control=control)
+        assert [r for s in rows[0]["steps"] for r in s["ua"]] == done.table("ua")
+        last = done.reports[-1].scores
+        lines = bench.markdown(rows[0]).splitlines()
+        ua = [f"{r['value']:.1f}" for r in done.table("ua")]
+        assert lines[4].startswith(f"| Dogs | {ua[0]} |  | 0.0 | ")
+        saw = rows[0]["steps"][1]["instead"]
+        for r in done.table("ua")[1:]:
+            mine = saw[r["concept"]]
+            assert sum(mine.values()) == r["n"]
+            assert 100 * (1 - mine.get(r["concept"], 0) / r["n"]) == pytest.approx(r["value"])
+        other = 100 * (saw["Dogs"].get("Sea", 0) + saw["Sea"].get("Dogs", 0)) / sum(r["n"] for r in done.table()[1:])
+        ira = f"{last['ira'].value:.1f} ({last['ira'].change:+.1f})"
+        assert lines[5].startswith(f"| Sea | {ua[1]} | {ua[2]} | {other:.1f} | {ira} | ")
+        assert lines[5].endswith(f" | {len(done.reports[-1].prompts)} |")
+        monkeypatch.setattr(bench, "erase", None)
+        again = bench.scored("uce", "alone", names, control, work)
+        assert again["steps"] == json.loads(json.dumps(rows[1]["steps"]))
+        (work / "uce-alone-Dogs-Sea.json").unlink()
+        again = bench.scored("uce", "alone", names, control, work)  # of the erasers that lie there
+        assert json.dumps(again) == json.dumps(rows[1])
+        (tmp_path / "out.json").write_text(json.dumps(rows))
+        bench.main(["--print", "--out", str(tmp_path / "out.json")])
+        assert capsys.readouterr().out.strip() == "\n".join(map(bench.markdown, rows)).strip()
 
 
 def timm_state(width=128, depth=2, patch=8, side=32, classes=51, seed=0):
