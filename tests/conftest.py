@@ -22,8 +22,14 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
     return build(request.param)
 
 
+@pytest.fixture
+def larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models with four times the pixels: where rounding shows on few, or tiles have to fit."""
+    monkeypatch.setattr(tiny, "SIDE", 16)
+
+
 @pytest.fixture(params=tiny.FAMILIES)
-def small(request: pytest.FixtureRequest) -> Backbone:
+def small(request: pytest.FixtureRequest, larger: None) -> Backbone:
     """Every prediction there is, freshly built: for formulas, where a trained pipeline adds nothing."""
     return build(request.param)
 

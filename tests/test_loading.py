@@ -208,6 +208,7 @@ class TestSparing:
             )
         )
 
+    @pytest.mark.usefixtures("larger")
     def test_tiles_draw_nearly_the_same(self, tmp_path):
         tiny.sd().save_pretrained(tmp_path / "m")
         plain, tiled = load(tmp_path / "m"), load(tmp_path / "m", how=Loading(vae_tiling=True))

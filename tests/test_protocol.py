@@ -218,9 +218,9 @@ class TestLists:
 
     def test_the_protocols_sampling(self, sd, canvas):
         assert protocol_sampling(CANVAS, canvas).steps == 12
-        with pytest.raises(InputError, match="is drawn at 512 x 512, tiny-sd draws 32 x 32"):
+        with pytest.raises(InputError, match="is drawn at 512 x 512, tiny-sd draws 16 x 16"):
             protocol_sampling(UNLEARN_CANVAS, sd)
-        how = protocol_sampling(replace(UNLEARN_CANVAS, side=32), sd)
+        how = protocol_sampling(replace(UNLEARN_CANVAS, side=16), sd)
         assert (how.steps, how.guidance, how.sampler, how.noise) == (100, 9.0, "ddim", "image")
 
 

@@ -87,7 +87,7 @@ def test_killed_from_outside(tmp_path):
     """SIGKILL at no chosen moment, through the command line."""
     tiny.sd().save_pretrained(tmp_path / "base")
     base = [sys.executable, "-m", "erasers.app.cli", "erase", "moon", "--model", str(tmp_path / "base")]
-    base += shlex.split("--method esd --steps 30 --batch 2 --sampler-steps 3 --lr 0.01 --checkpoint-every 1")
+    base += shlex.split("--method esd --steps 20 --batch 2 --sampler-steps 3 --lr 0.01 --checkpoint-every 1")
     subprocess.run([*base, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     log = tmp_path / "cut.training/log.jsonl"
     process = subprocess.Popen([*base, "--out", str(tmp_path / "cut")], stdout=subprocess.DEVNULL)

@@ -390,6 +390,7 @@ class TestDetectors:
             assert rates == [pytest.approx(w) for w in want]
 
 
+@pytest.mark.usefixtures("larger")
 def test_retaining_silences_what_is_retained(sd):
     """With and without the retain loss, the same draws of the removal: the prompts of either kind."""
     found = {}

@@ -29,6 +29,8 @@ from transformers import (
 from erasers.pipelines.canvas.models import vocabulary
 
 WORDS = ["a moon and a star in the style of van gogh", "a picture of a cat, a dog and a house", "circle ring nothing"]
+SIDE = 8
+"""Of the latents."""
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -68,7 +70,7 @@ def sd(prediction: str = "epsilon", scheduler: type = PNDMScheduler, seed: int =
     torch.manual_seed(seed)
     tok = tokenizer()
     unet = UNet2DConditionModel(
-        sample_size=16,
+        sample_size=SIDE,
         block_out_channels=(32, 64),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -107,7 +109,7 @@ def sdxl() -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     tok = tokenizer()
     unet = UNet2DConditionModel(
-        sample_size=16,
+        sample_size=SIDE,
         block_out_channels=(32, 64),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -151,7 +153,7 @@ def sd3() -> StableDiffusion3Pipeline:
     torch.manual_seed(0)
     tok, tok_3 = tokenizer(), t5_tokenizer()
     transformer = SD3Transformer2DModel(
-        sample_size=16,
+        sample_size=SIDE,
         pos_embed_max_size=16,
         patch_size=2,
         in_channels=4,
