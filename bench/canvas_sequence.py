@@ -14,14 +14,13 @@ after each step of the first method on top.
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from erasers.erase import Eraser, Loop, checkpoints, erase
-from erasers.eval import Control, Report, draw, grid, in_sequence
+from erasers.eval import Control, draw, grid, in_sequence
 from erasers.pipelines import Backbone, load
 from erasers.prompts import Prompt, canvas
 
@@ -45,17 +44,6 @@ def chain(method: str, concepts: Sequence[str], backbone: Backbone, *, on_top: b
     return made
 
 
-def instead(report: Report, erased: Sequence[str]) -> dict[str, dict[str, int]]:
-    """What the judge sees in the images of each concept's UA, most often first."""
-    gone = set(erased)
-    out = {}
-    for name in erased:
-        mine = [k for k, p in enumerate(report.prompts) if p.role == "grid" and gone & {p.object, p.style} == {name}]
-        saw = report.seen.objects if name in {p.object for p in report.prompts} else report.seen.styles
-        out[name] = dict(Counter(saw[k] for k in mine).most_common())
-    return out
-
-
 def scored(method: str, way: str, concepts: Sequence[str], control: Control, work: Path) -> dict:
     """A row: UA of every concept after each step, and the means of what stays."""
     file = work / f"{method}-{way.replace(' ', '-')}-{'-'.join(concepts)}.json"
@@ -75,7 +63,7 @@ def scored(method: str, way: str, concepts: Sequence[str], control: Control, wor
                 "erased": part,
                 "ua": [r for r in steps.table("ua") if r["step"] == k],
                 "scores": {n: s.to_json() for n, s in report.scores.items()},
-                "instead": instead(report, [n for part in steps.erased[:k] for n in part]),
+                "instead": {n: found["ua"].details["drawn_instead"] for n, found in report.by_concept.items()},
                 "images": len(report.prompts),
             }
             for k, (part, report) in enumerate(zip(steps.erased, steps.reports, strict=True), start=1)
@@ -113,8 +101,8 @@ def markdown(row: dict) -> str:
     for step in row["steps"]:
         ua = {r["concept"]: r["value"] for r in step["ua"]}
         gone = ["" if n not in ua else f"{ua[n]:.1f}" for n in concepts]
-        images = [(name, label) for name, saw in step["instead"].items() for label in Counter(saw).elements()]
-        another = sum(label != name and label in ua for name, label in images) / len(images)
+        another = sum(n for saw in step["instead"].values() for label, n in saw.items() if label in ua)
+        another /= sum(r["n"] for r in step["ua"])
         stay = [stays(step["scores"][n]) for n in KEPT]
         cells = [*step["erased"], *gone, f"{100 * another:.1f}", *stay, str(step["images"])]
         lines.append("| " + " | ".join(cells) + " |")

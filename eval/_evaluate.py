@@ -354,7 +354,7 @@ def mean(
     n, apart = _images(real, None if rows is None else [rows[i] for i in at])
     least, most = (0.0, 100.0) if unit == "%" else (-math.inf, math.inf)
     same = {d: v for d, v in real[0].details.items() if all(s.details.get(d) == v for s in real)}
-    warned = [s.details["warning"] for s in real if "warning" in s.details]
+    warned = dict.fromkeys(s.details["warning"] for s in real if "warning" in s.details)
 
     def average(name: str) -> float:
         return sum(getattr(s, name) for s in real) / k
@@ -377,7 +377,7 @@ def mean(
         math.nan if unsure else max(least, control - reach("control", "control_low")),
         math.nan if unsure else min(most, control + reach("control_high", "control")),
         unit=unit,
-        details={**same, **({"warning": warned[0]} if warned else {}), "concepts": k, **_conventions(real)},
+        details={**same, **({"warning": "; ".join(warned)} if warned else {}), "concepts": k, **_conventions(real)},
     )
 
 

@@ -144,7 +144,9 @@ class Case:
         return share(*self.correct(domain, rows), names, convention=f"named rightly by the {domain} judge")
 
     def forgotten(self, role: str, why_not: str) -> Score | NotApplicable:
-        """1 - judge accuracy for the concept on prompts that ask for it, clustered by the other domain."""
+        """1 - judge accuracy for the concept on prompts that ask for it, clustered by the other domain. Images that
+        show another erased concept count as forgotten, by the definition of UA; how many they are is warned of.
+        """
         rows = self.targets(role)
         if not rows or self.seen is None:
             return NotApplicable(why_not if self.seen else NO_JUDGE)
@@ -154,8 +156,12 @@ class Case:
         instead = [names[k] for k in rows if names[k] != self.concept.name]
         most = {n: instead.count(n) for n in sorted(set(instead), key=lambda n: (-instead.count(n), n))}
         base = None if control is None else [not h for h in control]
-        told = f"not named by the {self.domain} judge"
-        return share([not h for h in hits], base, clusters, drawn_instead=most, convention=told)
+        told: dict[str, Any] = {"drawn_instead": most, "convention": f"not named by the {self.domain} judge"}
+        if back := {n: count for n, count in most.items() if n in self.erased}:
+            which = ", ".join(f"{n} {count}" for n, count in back.items())
+            asked = f"{sum(back.values())} of {len(rows)} images that ask for {self.concept.name}"
+            told["warning"] = f"{asked} show another erased concept: {which}"
+        return share([not h for h in hits], base, clusters, **told)
 
 
 def _named(p: Prompt) -> set[str]:

@@ -67,6 +67,26 @@ def test_perfect_eraser(name, kind):
     assert ua.details["drawn_instead"] == {canvas.find(name).anchor: ua.n}
 
 
+def test_one_erased_concept_for_another():
+    """By definition a moon drawn as a cat is forgotten; where the cat is to be gone too, that is said."""
+
+    def see(p):
+        swap = {"moon": "cat" if p.style == "ink" else "house" if p.style == "neon" else "circle"}
+        return swap.get(p.object, p.object), p.style
+
+    alone = scores(case("moon", see))["ua"]
+    assert alone.value == 100
+    assert "warning" not in alone.details
+    stack = {name: scores(case(name, see, erased={"moon", "cat", "house"}))["ua"] for name in ("moon", "cat")}
+    assert stack["moon"].value == 100
+    assert stack["moon"].details["drawn_instead"] == {"circle": 40, "cat": 5, "house": 5}
+    said = "10 of 50 images that ask for moon show another erased concept: cat 5, house 5"
+    assert stack["moon"].details["warning"] == said
+    assert "warning" not in stack["cat"].details, "nothing is drawn in its place"
+    other = replace(stack["cat"], details={"warning": "of its own"})
+    assert mean([stack["moon"], other, stack["moon"]]).details["warning"] == f"{said}; of its own"
+
+
 def test_erase_everything():
     s = values(case("moon", lambda p: ("cat" if p.object != "cat" else "cup", "ink" if p.style != "ink" else "flat")))
     assert s == dict(ua=100, synonym_ua=100, held_out_ua=100, ira=0, cra=0, in_prompt=0, neighbours=0)
