@@ -584,7 +584,7 @@ class TestIntervals:
             for v, d in zip((150.0, -2.0), told, strict=True)
         )
         m = mean([a, b])
-        assert (m.value, m.unit, m.details) == (74, "x1000", {"features": "f", "warning": "150.0", "concepts": 2})
+        assert (m.value, m.unit, m.details) == (74, "x1000", {"features": "f", "warning": "150.0; -2.0", "concepts": 2})
         assert mean([replace(a, value=-3.0, low=-4.0)] * 2).low < -3, "only shares end at 0 and 100"
 
 

@@ -104,3 +104,19 @@ def test_a_row_says_all_that_is_asked(report, canvas, tmp_path, monkeypatch, cap
     assert row["h_o"] == pytest.approx(50.0)  # of the moon 0, because of its synonym; of ink 100
     assert row["latency"]["erased"]["with"] > 0
     assert not canvas.denoiser._forward_pre_hooks
+
+
+def test_the_page_says_how_often_another_erased_concept_is_seen():
+    folder = Path(__file__).parent.parent / "docs/results"
+    said = " ".join((folder / "unhype.md").read_text().split())
+    found = {}
+    for line in (folder / "unhype.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        gone = [s["ua"] for s in row["by_concept"].values()]
+        instead = [n for s in gone for c, n in s["details"]["drawn_instead"].items() if c in row["by_concept"]]
+        key = (row.get("method", "unhype"), len(gone))
+        found.setdefault(key, set()).add(f"{sum(instead)} of {sum(s['n'] for s in gone)}")
+    five, eleven = ([found[m, k] for m in ("unhype", "uce", "esd")] for k in (5, 11))
+    (a,), (b,), (c,), (d,), (e,), (f,) = *five, *eleven
+    assert f"seen in {a} and {d} with the hypernetworks of five and eleven, {b} and {e} with UCE's stacks" in said
+    assert f"UCE's stacks, {c} and {f} with ESD's" in said
