@@ -129,6 +129,17 @@ def test_the_pages_tables_are_those_of_their_rows(page, file, monkeypatch):
         assert [line for line in lines if line not in text] == []
 
 
+def test_the_page_of_sequences_is_that_of_its_rows(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import canvas_sequence
+
+    rows = json.loads((ROOT / "docs/results/canvas-sequence.json").read_text())
+    assert [(r["method"], r["way"]) for r in rows] == list(product(("esd", "uce"), ("on top", "alone")))
+    assert all(r["on top"] == [True, *[r["way"] == "on top"] * 4] for r in rows)
+    page = (ROOT / "docs/results/canvas-sequence.md").read_text()
+    assert [r["way"] for r in rows if canvas_sequence.markdown(r) not in page] == []
+
+
 def test_committed_results_become_a_table(tmp_path):
     """Every row of docs/results, those without settings or hits too, through the command line."""
     files = sorted((ROOT / "docs/results").glob("*.jsonl"))
