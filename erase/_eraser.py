@@ -20,6 +20,7 @@ from ..pipelines import (
     Backbone,
     Drawing,
     activate,
+    backbone_of,
     check_writable,
     components,
     distance,
@@ -27,7 +28,6 @@ from ..pipelines import (
     fingerprint,
     overlay,
     watch,
-    wrap,
     writers,
 )
 from ..prompts import InputError
@@ -278,7 +278,7 @@ class Eraser:
         Raises:
             InputError: the eraser was made for another family or base model, or the name is taken.
         """
-        backbone = pipe if isinstance(pipe, Backbone) else wrap(pipe)
+        backbone = backbone_of(pipe)
         self.check_base(backbone, force=force)
         taken = {n for m in components(backbone.pipe) for n in getattr(m, "peft_config", {})}
         taken |= set(over.covers) if (over := overlay(backbone.denoiser)) else set()
@@ -314,7 +314,7 @@ class Eraser:
         Raises:
             InputError: see `attach`; or a delta is attached, whose removal would undo the baking.
         """
-        backbone = pipe if isinstance(pipe, Backbone) else wrap(pipe)
+        backbone = backbone_of(pipe)
         self.check_base(backbone, force=force)
         check_bare(backbone, "bake", loras=True)
         check_writable(backbone.denoiser, "cannot bake")

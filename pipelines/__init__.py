@@ -9,7 +9,7 @@ from ._fingerprint import ROUNDED, SAME, distance, fingerprint
 from ._held import Values, as_offloaded, check_trainable, check_writable
 from ._hub import asking_hub
 from ._ledger import ATTENTION_BACKWARD, Ledger, attention_flops
-from ._load import Model, canvas_folder, canvas_open_clip, distilled, load, models, wrap
+from ._load import Model, backbone_of, canvas_folder, canvas_open_clip, distilled, load, models, wrap
 from ._loading import Loading, Offload, Quantize
 from ._memory import Embeddings, some
 from ._overlay import check_unfused, overlay
@@ -55,6 +55,7 @@ __all__ = [
     "as_offloaded",
     "asking_hub",
     "attention_flops",
+    "backbone_of",
     "blueprint",
     "bypassed",
     "canvas_folder",

@@ -251,6 +251,8 @@ def wrap(
         InputError: no backbone knows this family, the prompts were remembered by another pipeline, or its denoiser is
             held in a way that adapters and hooks cannot follow.
     """
+    if not isinstance(pipe, DiffusionPipeline):
+        raise InputError(f"expected a diffusers pipeline, got {type(pipe).__name__}: load it first")
     check_wrappable(pipe)
     label = name or getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__
     mark = canvas_mark(BUNDLED[label].folder if label in BUNDLED else Path(label))
@@ -261,6 +263,17 @@ def wrap(
         embeddings.check(label, backbone.origin())
         backbone.embeddings = embeddings
     return backbone
+
+
+def backbone_of(pipe: DiffusionPipeline | Backbone) -> Backbone:
+    """The backbone over a pipeline, or the given one.
+
+    Raises:
+        InputError: it is neither; or see `wrap`.
+    """
+    if isinstance(pipe, DiffusionPipeline):  # asked first: a pipeline raises when a protocol looks for `values` in it
+        return wrap(pipe)
+    return pipe if isinstance(pipe, Backbone) else wrap(pipe)
 
 
 def _backbone(pipe: DiffusionPipeline, label: str, more: Mapping[str, Any], mark: bool) -> StockBackbone:

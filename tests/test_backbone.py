@@ -608,6 +608,10 @@ class TestLoad:
         with pytest.raises(InputError, match="no backbone for StableDiffusionPipeline"):
             wrap(pipe)
 
+    def test_what_is_no_pipeline(self):
+        with pytest.raises(InputError, match="expected a diffusers pipeline, got str: load it first"):
+            wrap("canvas-sd")
+
 
 def test_image_size_is_what_is_drawn(backbone):
     (image,) = backbone.draw(["a moon"], [0], steps=2)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from families import EVERY, build
 from PIL import Image
 from safetensors import safe_open
@@ -19,7 +20,7 @@ import tiny
 from erasers.erase import Eraser, Lora, describe, erase
 from erasers.erase._files import check_target, one_rank, peft_keys, write_folder
 from erasers.erase._kohya import kohya_keys
-from erasers.pipelines import load, models, plug, wrap
+from erasers.pipelines import Backbone, load, models, plug, wrap
 from erasers.prompts import InputError
 
 
@@ -282,6 +283,27 @@ class TestBesideOtherAdapters:
         assert (one.name, two.name) == ("erase-moon", "erase-moon-2")
         with pytest.raises(InputError, match="attached already"):
             eraser.attach(sd, name="erase-moon")
+
+
+@pytest.mark.parametrize("act", ["attach", "bake"])
+def test_a_pipeline_is_not_asked_for_the_names_of_a_backbone(sd, monkeypatch, act):
+    """Python looks for a protocol's names in an order that changes from process to process, until one is missing; a
+    pipeline raises at `values`. Here it raises at every name of the protocol that it lacks.
+    """
+    eraser, pipe = erase("moon", sd), sd.pipe
+    lacks = {n for n in dir(Backbone) if not n.startswith("_") and not hasattr(type(pipe), n) and n not in vars(pipe)}
+    assert {"denoise", "values"} <= lacks
+    found = type(pipe).__getattr__
+
+    def strict(self, name):
+        if name in lacks:
+            raise KeyError(name)
+        return found(self, name)
+
+    monkeypatch.setattr(DiffusionPipeline, "__getattr__", strict)
+    plain = output(sd)
+    getattr(eraser, act)(pipe)
+    assert not torch.equal(output(sd), plain)
 
 
 class TestBase:
