@@ -2,7 +2,7 @@
 
     python bench/canvas_sequence.py --methods uce,esd --work sequence --out docs/results/canvas-sequence.json
     python bench/canvas_sequence.py --print --out docs/results/canvas-sequence.json
-    python bench/canvas_sequence.py --picture sequence.png --methods esd --work sequence --out sequence.json
+    python bench/canvas_sequence.py --picture sequence.png --methods esd --work sequence
 
 UnlearnCanvas' sequential unlearning in two ways: each eraser made on top of those before it (`erase --on`), as
 published, and each made alone on the base, attached beside the others. After each step all erasers so far are scored
@@ -17,9 +17,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from canvas_table import figure
 from PIL import Image
 
 from erasers.erase import Eraser, Loop, checkpoints, erase
+from erasers.erase._files import write_text
 from erasers.eval import Control, draw, grid, in_sequence
 from erasers.pipelines import Backbone, load
 from erasers.prompts import Prompt, canvas
@@ -69,9 +71,7 @@ def scored(method: str, way: str, concepts: Sequence[str], control: Control, wor
             for k, (part, report) in enumerate(zip(steps.erased, steps.reports, strict=True), start=1)
         ],
     }
-    partial = file.with_suffix(".part")
-    partial.write_text(json.dumps(row))
-    partial.replace(file)
+    write_text(file, json.dumps(row))
     return row
 
 
@@ -94,16 +94,12 @@ def markdown(row: dict) -> str:
     concepts = [n for step in row["steps"] for n in step["erased"]]
     heads = ["erased now", *(f"UA {n}" for n in concepts), "shows another", *KEPT, "images"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
-
-    def stays(score: dict) -> str:
-        return "-" if score["value"] is None else f"{score['value']:.1f} ({score['change']:+.1f})"
-
     for step in row["steps"]:
         ua = {r["concept"]: r["value"] for r in step["ua"]}
         gone = ["" if n not in ua else f"{ua[n]:.1f}" for n in concepts]
         another = sum(n for saw in step["instead"].values() for label, n in saw.items() if label in ua)
         another /= sum(r["n"] for r in step["ua"])
-        stay = [stays(step["scores"][n]) for n in KEPT]
+        stay = [figure(step["scores"][n]) for n in KEPT]
         cells = [*step["erased"], *gone, f"{100 * another:.1f}", *stay, str(step["images"])]
         lines.append("| " + " | ".join(cells) + " |")
     return f"### `{row['method']}`, each made {row['way']}\n\n" + "\n".join(lines) + "\n"
@@ -116,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default="uce,esd")
     parser.add_argument("--concepts", default=FIVE, help="in the order in which they are erased")
     parser.add_argument("--work", type=Path, default=Path("sequence"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("canvas-sequence.json"))
     parser.add_argument("--print", action="store_true", help="format the rows of OUT; draw and write nothing")
     parser.add_argument("--picture", type=Path, help="draw this file instead")
     args = parser.parse_args(argv)
@@ -131,9 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         control = Control(load(args.model))
         pairs = [(m, w) for m in args.methods.split(",") for w in WAYS]
         rows = [scored(m, w, args.concepts.split(","), control, args.work) for m, w in pairs]
-        partial = args.out.with_suffix(".part")
-        partial.write_text(json.dumps(rows, indent=1) + "\n")
-        partial.replace(args.out)
+        write_text(args.out, json.dumps(rows, indent=1))
     print("\n".join(markdown(row) for row in rows), flush=True)
 
 

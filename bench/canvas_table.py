@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from erasers.erase._files import write_text
 from erasers.eval import Cells, Plan, benchmark, import_rows, leaderboard, table
 from erasers.eval._cells import key_of
 from erasers.eval._table import BALANCE, RETRAINED
@@ -45,17 +46,19 @@ def gap(row: dict, gold: list[dict]) -> str:
     return ", ".join(f"{row['scores'][k]['value'] - other['scores'][k]['value']:+.1f}" for k in BALANCE)
 
 
+def figure(score: dict) -> str:
+    """Value (change against the unerased control) of a score; "-" where there is none."""
+    return "-" if score["value"] is None else f"{score['value']:.1f} ({score['change']:+.1f})"
+
+
 def markdown(rows: list[dict], gold: list[dict]) -> str:
     """A Markdown table of one method: value (change against the unerased control) per concept, and the means."""
     rows = sorted(rows, key=lambda r: [list(canvas.CONCEPTS).index(n) for n in r["concept"].split("+")])
     heads = ["concept", *SCORES, GAP, "s", "MB", "KB"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
 
-    def cell(s: dict) -> str:
-        return "-" if s["value"] is None else f"{s['value']:.1f} ({s['change']:+.1f})"
-
     for r in rows:
-        figures = " | ".join(cell(r["scores"][k]) for k in SCORES)
+        figures = " | ".join(figure(r["scores"][k]) for k in SCORES)
         costs = f"{r['seconds']:.2f} | {r['extra_mb']:.0f} | {r['bytes'] / 1e3:.0f}"
         lines.append(f"| {r['concept']} | {figures} | {gap(r, gold)} | {costs} |")
     means = table(r for r in rows if "+" not in r["concept"])
@@ -96,9 +99,7 @@ def made(args: argparse.Namespace, log: Path) -> list[dict]:
         methods |= {json.loads(line)["method"] for line in log.read_text().splitlines()}
     rows = benchmark(plan, work, say=lambda line: print(line, flush=True))
     rows = [r for r in rows if r["model"] == args.model and r["method"] in methods]  # others may share the folder
-    partial = log.with_name(f".{log.name}.part")
-    partial.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    partial.replace(log)
+    write_text(log, "".join(json.dumps(r) + "\n" for r in rows))
     return rows
 
 

@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -26,7 +25,8 @@ SAMPLING["canvas"] = replace(SAMPLING["canvas"], steps=1)
 @pytest.fixture
 def few(monkeypatch):
     """Evaluations of canvas-sd draw in one step, not in twelve: what is shown is run whole, its figures are not."""
-    monkeypatch.setitem(SAMPLING, "canvas", replace(SAMPLING["canvas"], steps=1))
+    monkeypatch.setitem(SAMPLING, "canvas", SAMPLING["canvas"])  # put back afterwards
+    exec(FEW, {})
 
 
 def block(heading: str, language: str = "sh") -> list[str]:

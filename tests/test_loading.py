@@ -218,7 +218,7 @@ class TestSparing:
         away = np.abs(drawn(tiled) - drawn(plain))
         assert 0 < away.mean() < 0.25 * np.abs(drawn(plain) - drawn(plain)[::-1]).mean()
 
-    def test_what_a_family_does_not_have(self, tmp_path):
+    def test_what_a_family_does_not_have(self):
         refused(
             "--attention-slicing", "SD3Transformer2DModel", source="canvas-flow", how=Loading(attention_slicing=True)
         )

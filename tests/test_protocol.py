@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -49,6 +50,7 @@ from erasers.eval import (
     protocol_sampling,
     read_table,
     rows_of,
+    sampling,
     score_answers,
     train_judge,
     unpack,
@@ -566,6 +568,24 @@ class TestOnAPipeline:
         (tmp_path / "out.json").write_text(json.dumps(rows))
         bench.main(["--print", "--out", str(tmp_path / "out.json")])
         assert capsys.readouterr().out.strip() == "\n".join(map(bench.markdown, rows)).strip()
+
+    def test_the_picture_of_sequences(self, canvas, tmp_path, monkeypatch):
+        """A line for each erased concept and four that stay; a column for the original and after each step."""
+        monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
+        import canvas_sequence as bench
+
+        seen = {}
+        monkeypatch.setattr(bench, "grid", lambda columns, rows, **_: seen.update(columns=columns, rows=rows))
+        monkeypatch.setattr(bench, "draw", partial(bench.draw, how=replace(sampling(canvas), steps=1)))
+        bench.picture("uce", ("moon", "mosaic"), canvas, tmp_path)
+        assert list(seen["columns"]) == ["original", "moon", "then mosaic"]
+        assert len(seen["rows"]) == len(set(seen["rows"])) == 6
+        asked = [[name in row.split(", ") for row in seen["rows"]] for name in ("moon", "mosaic")]
+        assert asked == [[True] + [False] * 5, [False, True] + [False] * 4]
+        plain, one, two = ([image.tobytes() for image in images] for images in seen["columns"].values())
+        assert plain[0] != one[0]
+        assert one[1] != two[1], "the second eraser is attached beside the first"
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["uce-moon", "uce-moon-then-mosaic"]
 
 
 def timm_state(width=128, depth=2, patch=8, side=32, classes=51, seed=0):
