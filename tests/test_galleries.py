@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from test_cli import run
 
 import tiny
 from erasers.erase import erase
@@ -317,7 +318,8 @@ class TestNoise:
             Sampling(noise="seed")  # type: ignore[arg-type]
 
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENV = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+CLI = ("-m", "erasers.app.cli")
 
 
 @pytest.fixture(scope="module")
@@ -327,13 +329,13 @@ def place(tmp_path_factory):
     tiny.sd().save_pretrained(folder / "model")
     rows = "\n".join(f"a moon and {n} stars,{n}" for n in range(24))
     (folder / "prompts.csv").write_text(f"text,seed\n{rows}\n")
-    done = subprocess.run([sys.executable, *command(folder, folder / "whole")], env=ENV, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    code, _, err = run(*command(folder, folder / "whole"))
+    assert code == 0, err
     return folder
 
 
 def command(place: Path, out: Path) -> list[str]:
-    text = f"-m erasers.app.cli draw --model {place / 'model'} --prompts {place / 'prompts.csv'} --out {out}"
+    text = f"draw --model {place / 'model'} --prompts {place / 'prompts.csv'} --out {out}"
     return shlex.split(f"{text} --steps 2 --guidance 2 --batch 4")
 
 
@@ -341,7 +343,7 @@ def test_two_processes_draw_the_same_files(place, tmp_path):
     """By `accelerate launch`, which hands several processes to torchrun; here they have no GPU to sit on."""
     launch = shlex.split("-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1")
     launch = [sys.executable, *launch, "--mixed_precision", "no", "--dynamo_backend", "no"]
-    two = subprocess.run([*launch, *command(place, tmp_path / "two")], env=ENV, capture_output=True)
+    two = subprocess.run([*launch, *CLI, *command(place, tmp_path / "two")], env=ENV, capture_output=True)
     assert two.returncode == 0, two.stderr.decode()
     assert two.stdout.decode().count("24 images in") == 1, "only one process speaks"
     assert files(place / "whole") == files(tmp_path / "two")
@@ -351,7 +353,7 @@ def test_two_processes_draw_the_same_files(place, tmp_path):
 def test_killed_at_random(place, tmp_path):
     """SIGKILL at any moment: the same files in the end as without, and no image written twice."""
     rng, folder = random.Random(), tmp_path / "cut"
-    process = subprocess.Popen([sys.executable, *command(place, folder)], env=ENV, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *CLI, *command(place, folder)], env=ENV, stderr=subprocess.DEVNULL)
     wanted = rng.randint(1, 20)
     while process.poll() is None and len(list(folder.glob("[0-9]*.png"))) < wanted:
         time.sleep(0.001)
@@ -360,7 +362,8 @@ def test_killed_at_random(place, tmp_path):
     process.wait()
     kept = {p.name: p.stat().st_mtime_ns for p in folder.glob("[0-9]*.png")}
     assert len(kept) >= wanted
-    subprocess.run([sys.executable, *command(place, folder)], env=ENV, capture_output=True, check=True)
+    code, _, err = run(*command(place, folder))
+    assert code == 0, err
     now = {p.name: p.stat().st_mtime_ns for p in folder.glob("[0-9]*.png")}
     assert kept.items() <= now.items(), "what was drawn is left alone"
     assert files(folder) == files(place / "whole")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
+import test_cli
 import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
 from families import EVERY, build
@@ -198,13 +199,14 @@ class TestFinding:
         check(project, sd, folder=tmp_path / "out")
 
     def test_outside_method_runs_from_the_command_line(self, project, tmp_path):
-        command = [sys.executable, "-m", "erasers.app.cli", "erase", "moon", "--method", project]
-        command += shlex.split("--steps 2 --batch 2 --strength 0.5 --checkpoint-every 1 --out e")
+        words = ["erase", "moon", "--method", project]
+        words += shlex.split("--steps 2 --batch 2 --strength 0.5 --checkpoint-every 1 --out e")
+        command = [sys.executable, "-m", "erasers.app.cli", *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         record = json.loads((tmp_path / "e/eraser_config.json").read_text())
         assert (record["method"], record["settings"]["strength"]) == (project, 0.5)
-        assert "--strength" in subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True).stdout
+        assert "--strength" in test_cli.run(*words, "--help")[1]
 
     def test_the_contract_can_fail(self, sd, tmp_path):
         """A method that changes the base, or is never the same, does not pass."""

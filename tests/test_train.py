@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import test_cli
 import torch
 from safetensors.torch import load_file
 
@@ -29,6 +30,12 @@ KINDS = {
     "mask, frozen target": ("salun", {**SHORT, "images": 4, "lr": 1e-3, "clip": 1.0, "target": "frozen"}),
     "layers": ("salun", {**SHORT, "images": 4, "dense": False, "target": "frozen"}),
 }
+
+
+TWO = shlex.split("-m torch.distributed.run --standalone --nproc_per_node 2 -m erasers.app.cli")
+TWO = [sys.executable, *TWO]
+"""The command line in two processes; what one process does is done by this one, which has everything imported."""
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def tensors(eraser):
@@ -84,13 +91,16 @@ def test_a_run_killed_at_any_step_and_resumed_gives_the_same_bytes(sd, kind, tmp
 
 
 def test_killed_from_outside(tmp_path):
-    """SIGKILL at no chosen moment, through the command line."""
+    """SIGKILL at no chosen moment, through the command line; before and after it this process does the same."""
     tiny.sd().save_pretrained(tmp_path / "base")
-    base = [sys.executable, "-m", "erasers.app.cli", "erase", "moon", "--model", str(tmp_path / "base")]
-    base += shlex.split("--method esd --steps 20 --batch 2 --sampler-steps 3 --lr 0.01 --checkpoint-every 1")
-    subprocess.run([*base, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    words = ["erase", "moon", "--model", str(tmp_path / "base")]
+    words += shlex.split("--method esd --steps 20 --batch 2 --sampler-steps 3 --lr 0.01 --checkpoint-every 1")
+    code, _, err = test_cli.run(*words, "--out", tmp_path / "whole")
+    assert code == 0, err
     log = tmp_path / "cut.training/log.jsonl"
-    process = subprocess.Popen([*base, "--out", str(tmp_path / "cut")], stdout=subprocess.DEVNULL)
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "erasers.app.cli", *words, "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     while not log.exists() or len(log.read_text().splitlines()) < 7:
         assert process.poll() is None
         time.sleep(0.01)
@@ -98,7 +108,8 @@ def test_killed_from_outside(tmp_path):
     process.wait()
     assert not (tmp_path / "cut").exists()
     assert checkpoints(tmp_path / "cut.training")
-    subprocess.run([*base, "--out", str(tmp_path / "cut"), "--resume"], check=True, capture_output=True)
+    code, _, err = test_cli.run(*words, "--out", tmp_path / "cut", "--resume")
+    assert code == 0, err
     name = "pytorch_lora_weights.safetensors"
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not checkpoints(tmp_path / "cut.training"), "a finished run needs none"
@@ -106,13 +117,11 @@ def test_killed_from_outside(tmp_path):
 
 def test_two_processes_give_the_same_adapter(tmp_path):
     tiny.sd().save_pretrained(tmp_path / "base")
-    command = ["-m", "erasers.app.cli", "erase", "moon", "--model", str(tmp_path / "base"), "--method", "esd"]
-    command += shlex.split("--steps 4 --batch 5 --sampler-steps 3 --lr 0.01 --validate-every 2")
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    one = subprocess.run([sys.executable, *command, "--out", str(tmp_path / "one")], env=env, capture_output=True)
-    assert one.returncode == 0, one.stderr.decode()
-    two = subprocess.run([*launch, *command, "--out", str(tmp_path / "two")], env=env, capture_output=True)
+    words = ["erase", "moon", "--model", str(tmp_path / "base"), "--method", "esd"]
+    words += shlex.split("--steps 4 --batch 5 --sampler-steps 3 --lr 0.01 --validate-every 2")
+    code, _, err = test_cli.run(*words, "--out", tmp_path / "one")
+    assert code == 0, err
+    two = subprocess.run([*TWO, *words, "--out", str(tmp_path / "two")], env=ALONE, capture_output=True)
     assert two.returncode == 0, two.stderr.decode()
     assert two.stdout.decode().count("erased from") == 1, "only one process speaks"
     rows = [(tmp_path / f"{n}.training/log.jsonl").read_text().splitlines() for n in ("one", "two")]
@@ -131,17 +140,16 @@ def test_two_processes_give_the_same_adapter(tmp_path):
 def test_two_processes_train_under_one_mask(tmp_path):
     """The first one's, made by it or found in its work folder; the values agree up to rounding."""
     tiny.sd().save_pretrained(tmp_path / "base")
-    command = ["-m", "erasers.app.cli", "erase", "moon", "--model", str(tmp_path / "base"), "--method", "salun"]
-    command += shlex.split("--steps 3 --batch 4 --images 6 --sampler-steps 3 --lr 0.001 --checkpoint-every 0")
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, python in (("one", [sys.executable]), ("two", launch)):
-        done = subprocess.run([*python, *command, "--out", str(tmp_path / name)], env=env, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()
+    words = ["erase", "moon", "--model", str(tmp_path / "base"), "--method", "salun"]
+    words += shlex.split("--steps 3 --batch 4 --images 6 --sampler-steps 3 --lr 0.001 --checkpoint-every 0")
+    code, _, err = test_cli.run(*words, "--out", tmp_path / "one")
+    assert code == 0, err
+    done = subprocess.run([*TWO, *words, "--out", str(tmp_path / "two")], env=ALONE, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
     (tmp_path / "three.training").mkdir()
     for name in ("mask.safetensors", ".training"):
         (tmp_path / "three.training" / name).write_bytes((tmp_path / "two.training" / name).read_bytes())
-    found = subprocess.run([*launch, *command, "--out", str(tmp_path / "three")], env=env, capture_output=True)
+    found = subprocess.run([*TWO, *words, "--out", str(tmp_path / "three")], env=ALONE, capture_output=True)
     assert found.returncode == 0, found.stderr.decode()
     one, two, three = (load_file(tmp_path / n / "delta.safetensors") for n in ("one", "two", "three"))
     assert one.keys() == two.keys() == three.keys()
