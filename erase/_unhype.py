@@ -142,7 +142,7 @@ class Training:
         with torch.no_grad(), backbone.using(None):
             self._encode(read)
         sizes = tuple((n, m.in_features, m.out_features) for n, m in layers.items())
-        plan = Plan(sizes, self.asked.shape[1], read, s.architecture, s.rank, s.hidden, s.code, s.times)
+        plan = Plan(sizes, self.asked.shape[1], read, s.architecture, s.rank, s.hidden, s.code, s.times, s.waves)
         network = Hypernetwork.fresh(plan, self.task.seed)
         if s.standardise:
             both = torch.cat([self.asked, self.kept])
@@ -385,7 +385,7 @@ def planned(settings: UnHype, sheet: Sheet) -> Needs:
     prompts = len(pairs) + len({m for _, m in pairs})
     read = backbone.reads if s.signal == "auto" else s.signal
     width = prompt_signals(backbone, ["a"], read).shape[1]
-    plan = Plan(sizes, width, read, s.architecture, s.rank, s.hidden, s.code, s.times)
+    plan = Plan(sizes, width, read, s.architecture, s.rank, s.hidden, s.code, s.times, s.waves)
     with torch.device("meta"):
         network = Hypernetwork(plan)
     learnt = [p.numel() for p in network.parameters()]

@@ -58,6 +58,9 @@ class UnHype:
         default=False, metadata={"help": "shift and scale the signal by its statistics over the training prompts"}
     )
     times: int = field(default=300, metadata={"help": "S, steps of virtual time (>= 1)"})
+    waves: int = field(
+        default=16, metadata={"help": "frequencies of virtual time that are read (>= 0); few or none for trajectory"}
+    )
     objective: Objective = field(
         default="both",
         metadata={"help": "trajectory (imitate descent), direct (the erasing loss), both (published)"},
@@ -144,9 +147,8 @@ class UnHype:
         least = dict.fromkeys(
             ("rank", "hidden", "code", "times", "steps", "batch", "retained", "contexts", "sampler_steps"), 1
         )
-        least |= dict.fromkeys(
-            ("retain_lr", "clip", "gamma", "remove", "retain", "hold", "retain_times", "compose", "pool", "refresh"), 0
-        )
+        free = ("retain_lr", "clip", "gamma", "remove", "retain", "hold", "retain_times", "compose", "pool", "refresh")
+        least |= dict.fromkeys((*free, "waves"), 0)
         for name, low in least.items():
             if not low <= getattr(self, name) < float("inf"):
                 got = getattr(self, name)

@@ -25,7 +25,7 @@ from erasers.erase._hypernet import Hypernetwork, Plan, fourier, norms, size
 from erasers.erase._portable import pipeline_file
 from erasers.erase._train import Session
 from erasers.erase._unhype import Training, forgotten, silent, turns
-from erasers.erase._virtual import direct, flat, leaves, retained, virtual_step
+from erasers.erase._virtual import direct, flat, leaves, retained, rowed, virtual_step
 from erasers.pipelines import _prompted as prompted
 from erasers.pipelines import disguised, load, prompt_signals, signals, step_generator, write_by_prompt, writers
 from erasers.pipelines._families import FAMILIES
@@ -98,10 +98,10 @@ def test_the_compact_one_is_under_a_tenth_of_it():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("s", [0, 1, 7, 10])
-def test_forward_is_the_formula(architecture, s):
+@pytest.mark.parametrize(("s", "waves"), [(0, 16), (1, 16), (7, 16), (10, 16), (7, 3), (7, 0)])
+def test_forward_is_the_formula(architecture, s, waves):
     """In float64 numpy, from the stored tensors alone."""
-    net = loud(Hypernetwork.fresh(plan(architecture), 1))
+    net = loud(Hypernetwork.fresh(plan(architecture, waves=waves), 1))
     with torch.no_grad():
         net.base.copy_(torch.tensor([0.7, 1.3]))
         net.slope.copy_(torch.tensor([-0.4, 0.2]))
@@ -110,9 +110,9 @@ def test_forward_is_the_formula(architecture, s):
     u = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
     have = net(u, s)
     w = {n: t.double().numpy() for n, t in net.state_dict().items()}
-    waves = np.pi * np.arange(1, 17) * s / 10
+    angles = np.pi * np.arange(1, waves + 1) * s / 10
     x = np.concatenate(
-        [(u.double().numpy() - w["centre"]) / w["spread"], np.tile([*np.sin(waves), *np.cos(waves)], (3, 1))], 1
+        [(u.double().numpy() - w["centre"]) / w["spread"], np.tile([*np.sin(angles), *np.cos(angles)], (3, 1))], 1
     )
 
     def mlp(prefix, x, last):
@@ -243,6 +243,39 @@ def test_one_step(sd, objective, monkeypatch):
         torch.testing.assert_close(dict(have.named_parameters())[name][far], (p - step)[far], atol=2e-5, rtol=0)
         moved += int(far.sum()) if g is not None else 0
     assert moved > 300
+
+
+@pytest.mark.parametrize(("waves", "close"), [(2, True), (16, False)])
+def test_an_imitated_descent_leads_where_descent_leads(waves, close):
+    """Sixty steps of gradient descent on the factors of one prompt, and a hypernetwork that only ever imitates single
+    ones. With many frequencies of virtual time its own swings from step to step drown them.
+    """
+    layers, times, eta = (("unet.a", 6, 5), ("unet.b", 6, 4)), 60, 0.05
+    net = Hypernetwork.fresh(Plan(layers, 8, "last", "compact", rank=2, hidden=32, code=8, times=times, waves=waves), 0)
+    rng = torch.Generator().manual_seed(3)
+    u = torch.randn(1, 8, generator=rng)
+    wanted = {name: 0.5 * torch.randn(1, n, m, generator=rng) for name, n, m in layers}
+
+    def gradient(pairs):
+        given = leaves(pairs)
+        off = sum((left @ right - wanted[name]).square().sum() for name, (left, right) in given.items())
+        return torch.autograd.grad(off, flat(given))
+
+    with torch.no_grad():
+        start = flat(net(u, 0.0))
+    end = start
+    for _ in range(times):
+        slope = gradient({name: (end[2 * k], end[2 * k + 1]) for k, (name, _, _) in enumerate(layers)})
+        end = [t - eta * g for t, g in zip(end, slope, strict=True)]
+    learner = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for s in torch.randint(times, (400,), generator=rng).tolist():
+        now = net(u, float(s))
+        learner.zero_grad()
+        (1e3 * virtual_step(now, net(u, s + 1.0), list(gradient(now)), eta)).backward()
+        learner.step()
+    with torch.no_grad():
+        gap = rowed(flat(net(u, float(times)))) - rowed(end)
+    assert bool(gap.norm() < 0.25 * (rowed(end) - rowed(start)).norm()) is close
 
 
 def test_the_retain_loss_has_an_optimiser_of_its_own(sd, monkeypatch):
@@ -480,6 +513,7 @@ class TestPrompts:
         ({"hold": -1.0}, "hold: expected a number of at least 0, got -1.0"),
         ({"signal": "pooled"}, "signal: tiny-sd gives its denoiser nothing 'pooled' of a prompt: use last or mean"),
         ({"trunk_lr": 0.0}, "trunk-lr: expected a number above 0, got 0.0"),
+        ({"waves": -1}, "waves: expected a number of at least 0, got -1"),
         ({"ends": 1.5}, "ends: expected a number from 0 to 1"),
         ({"objective": "trajectory", "ends": 0.5}, "no step is left to imitate"),
         ({"contexts": 99}, "contexts: expected at most"),
