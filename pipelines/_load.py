@@ -271,9 +271,9 @@ def backbone_of(pipe: DiffusionPipeline | Backbone) -> Backbone:
     Raises:
         InputError: it is neither; or see `wrap`.
     """
-    if isinstance(pipe, DiffusionPipeline):  # asked first: a pipeline raises when a protocol looks for `values` in it
-        return wrap(pipe)
-    return pipe if isinstance(pipe, Backbone) else wrap(pipe)
+    if not isinstance(pipe, DiffusionPipeline) and isinstance(pipe, Backbone):  # a pipeline raises at the latter
+        return pipe
+    return wrap(pipe)
 
 
 def _backbone(pipe: DiffusionPipeline, label: str, more: Mapping[str, Any], mark: bool) -> StockBackbone:

@@ -145,10 +145,19 @@ def test_committed_results_become_a_table(tmp_path):
     files = sorted((ROOT / "docs/results").glob("*.jsonl"))
     lines = [json.loads(line) for f in files for line in f.read_text().splitlines()]
     # pages may share a row, each with what it sorts its rows by and what its release said beside the figures
-    apart, known = ("model", "method", "concept", "seed"), {"model": "canvas-sd", "seed": 0}
-    came_to = [r.get("digest") or digest(r.get("effective"), r.get("rank")) for r in lines]
-    runs = [json.dumps([[r.get(k, known.get(k)) for k in apart], measured(r)], sort_keys=True) for r in lines]
-    wanted = list(dict(zip(zip(runs, came_to, strict=True), lines, strict=True)).values())
+    known = {"model": "canvas-sd", "seed": 0}
+    runs = [
+        json.dumps(
+            [
+                *(r.get(k, known.get(k)) for k in ("model", "method", "concept", "seed")),
+                r.get("digest") or digest(r.get("effective"), r.get("rank")),
+                measured(r),
+            ],
+            sort_keys=True,
+        )
+        for r in lines
+    ]
+    wanted = list(dict(zip(runs, lines, strict=True)).values())
     code, out, err = run("benchmark", "--out", tmp_path / "b", *(w for f in files for w in ("--import", f)))
     assert code == 0, err
     frame = read_table(tmp_path / "b")

@@ -32,10 +32,19 @@ KINDS = {
 }
 
 
-TWO = shlex.split("-m torch.distributed.run --standalone --nproc_per_node 2 -m erasers.app.cli")
-TWO = [sys.executable, *TWO]
-"""The command line in two processes; what one process does is done by this one, which has everything imported."""
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+def erased(words, out):
+    """The command line in this process, which has everything imported."""
+    code, _, err = test_cli.run("erase", *words, "--out", out)
+    assert code == 0, err
+
+
+def erased_by_two(words, out):
+    """The command line in two processes; what they print."""
+    launch = shlex.split("-m torch.distributed.run --standalone --nproc_per_node 2 -m erasers.app.cli erase")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *launch, *words, "--out", str(out)], env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
 
 
 def tensors(eraser):
@@ -93,13 +102,12 @@ def test_a_run_killed_at_any_step_and_resumed_gives_the_same_bytes(sd, kind, tmp
 def test_killed_from_outside(tmp_path):
     """SIGKILL at no chosen moment, through the command line; before and after it this process does the same."""
     tiny.sd().save_pretrained(tmp_path / "base")
-    words = ["erase", "moon", "--model", str(tmp_path / "base")]
+    words = ["moon", "--model", str(tmp_path / "base")]
     words += shlex.split("--method esd --steps 20 --batch 2 --sampler-steps 3 --lr 0.01 --checkpoint-every 1")
-    code, _, err = test_cli.run(*words, "--out", tmp_path / "whole")
-    assert code == 0, err
+    erased([*words], tmp_path / "whole")
     log = tmp_path / "cut.training/log.jsonl"
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "erasers.app.cli", *words, "--out", str(tmp_path / "cut")]
+    command = [sys.executable, "-m", "erasers.app.cli", "erase", *words, "--out", str(tmp_path / "cut")]
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     while not log.exists() or len(log.read_text().splitlines()) < 7:
         assert process.poll() is None
@@ -108,8 +116,7 @@ def test_killed_from_outside(tmp_path):
     process.wait()
     assert not (tmp_path / "cut").exists()
     assert checkpoints(tmp_path / "cut.training")
-    code, _, err = test_cli.run(*words, "--out", tmp_path / "cut", "--resume")
-    assert code == 0, err
+    erased([*words, "--resume"], tmp_path / "cut")
     name = "pytorch_lora_weights.safetensors"
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not checkpoints(tmp_path / "cut.training"), "a finished run needs none"
@@ -117,13 +124,10 @@ def test_killed_from_outside(tmp_path):
 
 def test_two_processes_give_the_same_adapter(tmp_path):
     tiny.sd().save_pretrained(tmp_path / "base")
-    words = ["erase", "moon", "--model", str(tmp_path / "base"), "--method", "esd"]
+    words = ["moon", "--model", str(tmp_path / "base"), "--method", "esd"]
     words += shlex.split("--steps 4 --batch 5 --sampler-steps 3 --lr 0.01 --validate-every 2")
-    code, _, err = test_cli.run(*words, "--out", tmp_path / "one")
-    assert code == 0, err
-    two = subprocess.run([*TWO, *words, "--out", str(tmp_path / "two")], env=ALONE, capture_output=True)
-    assert two.returncode == 0, two.stderr.decode()
-    assert two.stdout.decode().count("erased from") == 1, "only one process speaks"
+    erased([*words], tmp_path / "one")
+    assert erased_by_two(words, tmp_path / "two").count("erased from") == 1, "only one process speaks"
     rows = [(tmp_path / f"{n}.training/log.jsonl").read_text().splitlines() for n in ("one", "two")]
     assert [json.loads(r[0])["processes"] for r in rows] == [1, 2]
     assert [len(r) for r in rows] == [4, 4]
@@ -140,17 +144,14 @@ def test_two_processes_give_the_same_adapter(tmp_path):
 def test_two_processes_train_under_one_mask(tmp_path):
     """The first one's, made by it or found in its work folder; the values agree up to rounding."""
     tiny.sd().save_pretrained(tmp_path / "base")
-    words = ["erase", "moon", "--model", str(tmp_path / "base"), "--method", "salun"]
+    words = ["moon", "--model", str(tmp_path / "base"), "--method", "salun"]
     words += shlex.split("--steps 3 --batch 4 --images 6 --sampler-steps 3 --lr 0.001 --checkpoint-every 0")
-    code, _, err = test_cli.run(*words, "--out", tmp_path / "one")
-    assert code == 0, err
-    done = subprocess.run([*TWO, *words, "--out", str(tmp_path / "two")], env=ALONE, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    erased([*words], tmp_path / "one")
+    erased_by_two(words, tmp_path / "two")
     (tmp_path / "three.training").mkdir()
     for name in ("mask.safetensors", ".training"):
         (tmp_path / "three.training" / name).write_bytes((tmp_path / "two.training" / name).read_bytes())
-    found = subprocess.run([*TWO, *words, "--out", str(tmp_path / "three")], env=ALONE, capture_output=True)
-    assert found.returncode == 0, found.stderr.decode()
+    erased_by_two(words, tmp_path / "three")
     one, two, three = (load_file(tmp_path / n / "delta.safetensors") for n in ("one", "two", "three"))
     assert one.keys() == two.keys() == three.keys()
     for key in one:

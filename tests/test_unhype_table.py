@@ -1,10 +1,12 @@
 """bench/unhype_table.py: what a row says, on a row made in two steps whose images a hand-made judge has seen."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from cells import cell, right, verdict
 from PIL import Image
 
@@ -14,6 +16,7 @@ from erasers.prompts import canvas, canvas_plan
 from erasers.prompts.templates import HELD_OUT
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import unhype_swing
 import unhype_table
 
 NAMES = ("moon", "ink")
@@ -112,13 +115,21 @@ def test_the_page_says_how_often_another_erased_concept_is_seen():
     found = {}
     for line in (folder / "unhype.jsonl").read_text().splitlines():
         row = json.loads(line)
-        gone = [s["ua"] for s in row["by_concept"].values()]
-        instead = [n for s in gone for c, n in s["details"]["drawn_instead"].items() if c in row["by_concept"]]
         if row["objective"] == "trajectory":  # told in a table of its own
             continue
+        gone = [s["ua"] for s in row["by_concept"].values()]
+        instead = [n for s in gone for c, n in s["details"]["drawn_instead"].items() if c in row["by_concept"]]
         key = (row.get("method", "unhype"), len(gone))
         found.setdefault(key, set()).add(f"{sum(instead)} of {sum(s['n'] for s in gone)}")
     five, eleven = ([found[m, k] for m in ("unhype", "uce", "esd")] for k in (5, 11))
     (a,), (b,), (c,), (d,), (e,), (f,) = *five, *eleven
     assert f"seen in {a} and {d} with the hypernetworks of five and eleven, {b} and {e} with UCE's stacks" in said
     assert f"UCE's stacks, {c} and {f} with ESD's" in said
+
+
+def test_swing_of_a_code_that_turns():
+    """A code of length 1 that turns by the same angle in every step of virtual time."""
+    turned = 0.07 * torch.arange(301)
+    found = unhype_swing.swing(torch.stack([turned.cos(), turned.sin()], 1)[:, None])
+    want = {"change": 2 * math.sin(0.035), "S-th part": 1 / 300, "ratio": 600 * math.sin(0.035)}
+    assert found == pytest.approx({**want, "cosine later": math.cos(20 * 0.07)}, abs=1e-3)
